@@ -1,0 +1,14 @@
+"""Experiments as plain data; importing this imports no torch.
+
+>>> from setwise.recipes import RECIPES
+>>> RECIPES["digits-lt"].num_seeds
+50
+"""
+
+from setwise.recipes.long_tailed import LONG_TAILED
+from setwise.recipes.schema import Recipe
+
+__all__ = ["RECIPES", "Recipe"]
+
+RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in LONG_TAILED}
+"""Every recipe by name."""

@@ -1,0 +1,172 @@
+"""Imbalanced image classification: the recipes of the main job."""
+
+from setwise.recipes.schema import (
+    Backbone,
+    Criterion,
+    Data,
+    Groups,
+    Optimizer,
+    Recipe,
+    Relation,
+    Reported,
+    Trainer,
+)
+
+__all__ = ["LONG_TAILED"]
+
+BATCHFORMER = "Hou, Yu, Tao: BatchFormer, CVPR 2022, https://arxiv.org/abs/2203.01522"
+BALANCED_SOFTMAX = "Ren et al.: Balanced Meta-Softmax, NeurIPS 2020, https://arxiv.org/abs/2007.10740"
+SMOKE = {"data.batch_size": 8, "trainer.max_steps": 2, "trainer.epochs": 1, "trainer.logger": ("csv",)}
+SMOKE_CIFAR = SMOKE | {"backbone.options": {"width": 4, "depth": 1}}
+SMOKE_TIMM = SMOKE | {"backbone.name": "test_resnet", "data.image_size": 32}
+
+DIGITS = Recipe(
+    name="digits-lt",
+    summary="scikit-learn's 8x8 digits made long-tailed (imbalance 50): the embedded example, two seconds a run",
+    data=Data(name="digits-lt", imbalance_factor=50.0, augment="shift", batch_size=64),
+    backbone=Backbone(name="digits_cnn"),
+    optimizer=Optimizer(lr=0.1, weight_decay=5e-4),
+    trainer=Trainer(epochs=60, val_every=60, checkpoint_every=20, accelerator="cpu"),
+    groups=Groups(by="rank", many=3, few=3),
+    num_seeds=50,
+    paper=BATCHFORMER,
+    smoke=SMOKE | {"backbone.options": {"width": 4}},
+)
+
+# The settings of BatchFormer's and Balanced Softmax's CIFAR-100-LT runs, over 200 epochs of 128 as most of the
+# literature trains (theirs: 13,000 iterations of 512, about 591 epochs, with AutoAugment and Cutout).
+CIFAR100 = Recipe(
+    name="cifar100-lt",
+    summary="CIFAR-100-LT (imbalance 100), ResNet-32, cross-entropy, 200 epochs",
+    data=Data(name="cifar100-lt", root="data/cifar100-lt", augment="crop-flip", batch_size=128),
+    backbone=Backbone(name="cifar_resnet32"),
+    optimizer=Optimizer(lr=0.1, weight_decay=5e-4, warmup_epochs=5),
+    trainer=Trainer(epochs=200, val_every=10),
+    num_seeds=5,
+    paper=BATCHFORMER,
+    reported=(
+        Reported(
+            metric="accuracy",
+            variant="plain",
+            value=0.385,
+            source="long-tailed literature, cross-entropy, ResNet-32: 38 to 39 %, on the whole official test set",
+        ),
+        Reported(
+            metric="accuracy",
+            variant="plain",
+            value=0.461,
+            source="Alshammari et al., CVPR 2022: tuned weight decay, on the whole official test set",
+        ),
+    ),
+    smoke=SMOKE_CIFAR,
+)
+
+CIFAR100_BALANCED = CIFAR100.override(
+    {
+        "name": "cifar100-lt-balanced-softmax",
+        "summary": "CIFAR-100-LT (imbalance 100), ResNet-32, Balanced Softmax, 200 epochs",
+        "criterion": Criterion(name="balanced-softmax"),
+        "paper": f"{BATCHFORMER}; {BALANCED_SOFTMAX}",
+        "reported": (
+            Reported(
+                metric="accuracy",
+                variant="plain",
+                value=0.508,
+                source="Ren et al.: AutoAugment, 13,000 iterations of 512, on the whole official test set",
+            ),
+        ),
+    }
+)
+
+# A schedule that fits a machine without a GPU; its numbers are not set beside the literature's.
+SHORT = {"trainer.epochs": 30, "trainer.val_every": 30, "optimizer.warmup_epochs": 2, "num_seeds": 3, "reported": ()}
+CIFAR100_SHORT = CIFAR100.override(
+    {
+        "name": "cifar100-lt-short",
+        "summary": "CIFAR-100-LT, ResNet-32, cross-entropy, a short schedule of 30 epochs for machines without a GPU",
+        **SHORT,
+        "trainer.precision": "bf16-mixed",
+    }
+)
+CIFAR100_BALANCED_SHORT = CIFAR100_SHORT.override(
+    {
+        "name": "cifar100-lt-balanced-softmax-short",
+        "summary": "CIFAR-100-LT, ResNet-32, Balanced Softmax, a short schedule of 30 epochs",
+        "criterion": Criterion(name="balanced-softmax"),
+        "paper": CIFAR100_BALANCED.paper,
+    }
+)
+
+CIFAR10 = CIFAR100.override(
+    {
+        "name": "cifar10-lt",
+        "summary": "CIFAR-10-LT (imbalance 100), ResNet-32, cross-entropy, 200 epochs",
+        "data.name": "cifar10-lt",
+        "data.root": "data/cifar10-lt",
+        "reported": (),
+    }
+)
+
+CIFAR100_LDAM = CIFAR100.override(
+    {
+        "name": "cifar100-lt-ldam-drw",
+        "summary": "CIFAR-100-LT (imbalance 100), ResNet-32, LDAM with deferred re-weighting, 200 epochs",
+        "head.name": "cosine",
+        "head.scale": 30.0,
+        "criterion": Criterion(name="ldam", class_weights="effective-number", reweight_epoch=160),
+        "optimizer": Optimizer(
+            lr=0.1, weight_decay=2e-4, warmup_epochs=5, schedule="multistep", milestones=(160, 180), gamma=0.01
+        ),
+        "paper": f"{BATCHFORMER}; Cao et al.: LDAM-DRW, NeurIPS 2019, https://arxiv.org/abs/1906.07413",
+        "reported": (),
+    }
+)
+
+IMAGE_FOLDER = Recipe(
+    name="image-folder",
+    summary="your own images: root/train/<class>/, root/val/<class>/, or one folder of class folders",
+    data=Data(name="image-folder", root="data", image_size=224, augment="random-resized-crop", batch_size=64),
+    backbone=Backbone(name="resnet18"),
+    optimizer=Optimizer(lr=0.05, weight_decay=5e-4, warmup_epochs=2),
+    trainer=Trainer(epochs=90),
+    num_seeds=3,
+    paper=BATCHFORMER,
+    smoke=SMOKE_TIMM,
+)
+
+# Balanced Softmax + BatchFormer as the authors' ImageNet-LT file sets it: lr 0.05, weight decay 5e-4, 90 epochs of 128,
+# the relation at a tenth of the learning rate.
+IMAGE_LIST = Recipe(
+    name="image-list",
+    summary='images named by lists of "path label" lines: ImageNet-LT, Places-LT, iNaturalist 2018',
+    data=Data(
+        name="image-list",
+        root="data",
+        train_list="train.txt",
+        val_list="val.txt",
+        test_list="test.txt",
+        image_size=224,
+        augment="random-resized-crop",
+        batch_size=128,
+    ),
+    backbone=Backbone(name="resnet10t"),
+    relation=Relation(lr_multiplier=0.1),
+    criterion=Criterion(name="balanced-softmax"),
+    optimizer=Optimizer(lr=0.05, weight_decay=5e-4),
+    trainer=Trainer(epochs=90),
+    num_seeds=3,
+    paper=f"{BATCHFORMER}; {BALANCED_SOFTMAX}",
+    smoke=SMOKE_TIMM,
+)
+
+LONG_TAILED = (
+    DIGITS,
+    CIFAR100,
+    CIFAR100_BALANCED,
+    CIFAR100_LDAM,
+    CIFAR100_SHORT,
+    CIFAR100_BALANCED_SHORT,
+    CIFAR10,
+    IMAGE_FOLDER,
+    IMAGE_LIST,
+)

@@ -1,0 +1,298 @@
+"""What a recipe is: frozen, keyword-only dataclasses of plain data, one per part of a run.
+
+The fields are the options of the command line (``--group.field value``) and the keys of a run's ``recipe.yaml``; the
+sentence under a field is its help. Nothing here imports more than the standard library: ``setwise list`` must not
+wait for torch.
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+__all__ = [
+    "Backbone",
+    "Criterion",
+    "Data",
+    "Groups",
+    "Head",
+    "Optimizer",
+    "Ran",
+    "Recipe",
+    "Relation",
+    "Reported",
+    "Trainer",
+    "Variant",
+]
+
+Variant = Literal["plain", "related", "control"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """What is learned from."""
+
+    name: str = "image-folder"
+    """Data set, one of `setwise list datasets`."""
+    root: str | None = None
+    """Folder of the data set; not needed for the embedded digits."""
+    train_list: str | None = None
+    """image-list: file with one "path label" line per training image, paths relative to the root."""
+    val_list: str | None = None
+    """image-list: the same for validation; without it a part of train is held out."""
+    test_list: str | None = None
+    """image-list: the same for test."""
+    multi_label: bool = False
+    """image-list: every line may carry several labels ("path 3 17 42")."""
+    imbalance_factor: float | None = None
+    """Largest class over smallest, where the set is made long-tailed here; 1 keeps it balanced."""
+    val_fraction: float = 0.1
+    """Part of every training class held out for validation where the set brings none (at least one image of a class
+    that has two or more)."""
+    image_size: int | None = None
+    """Side in pixels of what the network sees; None: the images' own size."""
+    augment: str = "none"
+    """Training augmentation, one of `setwise list transforms`."""
+    mixup: float = 0.0
+    """Alpha of mixup's Beta distribution; 0 switches it off. DeiT: 0.8."""
+    cutmix: float = 0.0
+    """Alpha of CutMix's Beta distribution; 0 switches it off. DeiT: 1."""
+    on_error: Literal["raise", "skip"] = "raise"
+    """A corrupt or missing image ends the run with its name, or is skipped and counted."""
+    cache: Literal["auto", "memory", "files"] = "auto"
+    """Decode the set once into memory, read it from files every epoch, or decide by its size."""
+    batch_size: int = 128
+    """Samples of a training step, which is also the set that the relation sees."""
+    num_workers: int | None = None
+    """Processes that read files; None: none for sets in memory, else the cores there are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backbone:
+    """Image -> feature."""
+
+    name: str = "resnet18"
+    """Any timm model, or one of ours (`setwise list backbones`)."""
+    pretrained: bool = False
+    """Load timm's weights (needs a network the first time)."""
+    weights: str | None = None
+    """Start from one's own weights: a .safetensors, .pt or .pth file; what did not load is printed."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of the model, as timm names them: drop_path_rate 0.1 ..."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Relation:
+    """Who learns from whom."""
+
+    name: Literal["batchformer", "none"] = "batchformer"
+    """The module between backbone and head; none is the plain model."""
+    attend: Literal["all", "self", "same-class", "other-class", "shuffled", "uniform"] = "all"
+    """Whom a sample may attend to in training. shuffled: the same-class pattern of permuted labels; uniform: all, with
+    equal weights."""
+    num_heads: int | None = None
+    """Attention heads; None: the largest divisor of the width up to 4. Paper: 4."""
+    num_layers: int = 1
+    """Encoder layers. Paper: 1."""
+    mlp_ratio: float = 1.0
+    """Width of the feed-forward part over the feature width. Paper: 1."""
+    dropout: float = 0.5
+    """Dropout on the residual branches and inside the feed-forward part. Paper: 0.5."""
+    attention_dropout: float | None = None
+    """Dropout on the attention weights; None: as dropout. Above 0 the fused kernels are left."""
+    lr_multiplier: float = 1.0
+    """Learning rate of the relation over the network's. The authors' Balanced Softmax code: 0.1."""
+    weight_decay: float | None = None
+    """Weight decay of the relation; None: the optimizer's."""
+    related_weight: float = 1.0
+    """Weight of the related stream's loss against the plain stream's 1; the sum is divided by 1 + this weight."""
+    relate_at_test: bool = False
+    """Transductive evaluation: predictions of the test batch depend on each other. The paper removes the relation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head:
+    """Feature -> class scores, one head for both streams."""
+
+    name: Literal["linear", "cosine"] = "linear"
+    """A linear layer, or the cosine between feature and class weight times a scale."""
+    scale: float = 30.0
+    """Scale of the cosine head. LDAM and RIDE: 30."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Criterion:
+    """Class scores and targets -> loss."""
+
+    name: str = "cross-entropy"
+    """One of `setwise list criteria`."""
+    label_smoothing: float = 0.0
+    """Cross-entropy: part of the target spread over all classes. DeiT: 0.1."""
+    class_weights: str = "none"
+    """none; auto (inverse frequency); effective-number (Cui et al. 2019, beta 0.9999); or by name: "cat=2,dog=0.5"."""
+    reweight_epoch: int | None = None
+    """Deferred re-weighting: class weights count from this epoch (0-based) on. LDAM-DRW, 200 epochs: 160."""
+    max_margin: float = 0.5
+    """LDAM: margin of the rarest class. Paper: 0.5."""
+    scale: float = 30.0
+    """LDAM: factor on the scores. Paper: 30."""
+    gamma: float = 2.0
+    """Focal loss: exponent of (1 - p). Paper: 2."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """Gradients -> new weights."""
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    """SGD with momentum, or AdamW."""
+    lr: float = 0.1
+    """Learning rate for the batch size of the recipe; not scaled by anything."""
+    momentum: float = 0.9
+    """SGD's momentum, AdamW's first beta."""
+    nesterov: bool = False
+    """SGD: Nesterov's form of momentum."""
+    weight_decay: float = 5e-4
+    """Weight decay of all weights; biases and norms have none under AdamW."""
+    schedule: Literal["cosine", "multistep", "constant"] = "cosine"
+    """Learning rate over the epochs, after the warm-up; cosine ends at 0."""
+    warmup_epochs: int = 0
+    """Epochs over which the learning rate rises linearly from near 0."""
+    milestones: tuple[int, ...] = ()
+    """multistep: epochs at which the learning rate is multiplied by gamma."""
+    gamma: float = 0.1
+    """multistep: the factor."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trainer:
+    """How long, on what, and which weights are kept; run by Lightning."""
+
+    epochs: int = 200
+    """Passes over the training set."""
+    max_steps: int | None = None
+    """Stop after so many optimizer steps, whatever the epochs say."""
+    select: Literal["last", "best", "early-stopping"] = "last"
+    """Weights that are kept: of the last epoch, of the epoch with the best primary metric on validation, or the best
+    with training ended after `patience` checks without progress. Never chosen on test."""
+    patience: int = 10
+    """early-stopping: validation checks without progress before training ends."""
+    val_every: int = 1
+    """Epochs between validation checks."""
+    checkpoint_every: int = 1
+    """Epochs between checkpoints, from which a killed run continues."""
+    precision: str = "32-true"
+    """Lightning's precision: 32-true, bf16-mixed, 16-mixed ..."""
+    gradient_clip: float | None = None
+    """Largest norm of the gradient; None: not clipped."""
+    accelerator: str = "auto"
+    """Lightning's accelerator: auto, cpu, gpu ..."""
+    devices: int = 1
+    """Devices of one run; more than one trains with DistributedDataParallel."""
+    logger: tuple[str, ...] = ("tensorboard", "csv")
+    """Loggers by short name, or any of Lightning's by class name (WandbLogger)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Groups:
+    """Which classes are many-, medium- and few-shot, from the training counts."""
+
+    by: Literal["count", "rank"] = "count"
+    """Thresholds on the number of training images, or on the rank of a class."""
+    many: int = 100
+    """count: classes with more training images than this are many-shot. rank: so many of the largest classes."""
+    few: int = 20
+    """count: classes with fewer training images than this are few-shot. rank: so many of the smallest classes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reported:
+    """One number of the literature, as printed there."""
+
+    metric: str
+    variant: Variant
+    value: float
+    """A fraction in 0..1, as all metrics here."""
+    source: str
+    """Paper and table, or the place it was read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ran:
+    """The run behind a recipe's own number."""
+
+    command: str
+    commit: str
+    result: str
+    """What it printed, with its interval."""
+    details: str
+    """File under benchmarks/results with machine, seeds and all numbers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One experiment, whole: task, data, network, loss, optimizer, and what was reported for it."""
+
+    name: str
+    summary: str
+    """One line for `setwise list`."""
+    task: str = "classification"
+    """One of `setwise list tasks`."""
+    data: Data = Data()
+    backbone: Backbone = field(default_factory=Backbone)
+    relation: Relation = Relation()
+    head: Head = Head()
+    criterion: Criterion = Criterion()
+    optimizer: Optimizer = Optimizer()
+    trainer: Trainer = Trainer()
+    groups: Groups = Groups()
+    primary: str = "adjusted_balanced_accuracy"
+    """The one metric that selection looks at on validation and the verdict of `compare` on test."""
+    seed: int = 0
+    """Seed of a single run, and the first seed of a comparison."""
+    num_seeds: int = 3
+    """Seeds of a comparison, fixed before it."""
+    paper: str = ""
+    """What to cite, with link."""
+    reported: tuple[Reported, ...] = ()
+    """Numbers of the literature; never a target to tune towards."""
+    ran: tuple[Ran, ...] = ()
+    """Runs of this recipe whose numbers stand in benchmarks/results; none: untried."""
+    smoke: dict[str, Any] = field(default_factory=dict)
+    """Overrides ("group.field": value) with which the tests run two steps of it."""
+
+    @property
+    def status(self) -> str:
+        """``ran`` if a number of this recipe was recorded here, else ``untried``."""
+        return "ran" if self.ran else "untried"
+
+    def override(self, values: dict[str, Any]) -> "Recipe":
+        """A copy with ``{"group.field": value}`` replaced.
+
+        >>> Recipe(name="x", summary="").override({"data.batch_size": 8, "seed": 3}).data.batch_size
+        8
+        """
+        recipe = self
+        for path, value in values.items():
+            group, _, name = path.rpartition(".")
+            if group:
+                recipe = replace(recipe, **{group: replace(getattr(recipe, group), **{name: value})})
+            else:
+                recipe = replace(recipe, **{name: value})
+        return recipe
+
+    def as_variant(self, variant: Variant) -> "Recipe":
+        """The related recipe itself, its plain twin, or its control (every sample attends to itself alone).
+
+        The control's attention has no dropout: on its single weight of one it would be noise on the sample itself.
+        """
+        if variant == "plain":
+            return self.override({"relation.name": "none"})
+        if variant == "control":
+            return self.override({"relation.attend": "self", "relation.attention_dropout": 0.0})
+        return self
+
+    @property
+    def variant(self) -> Variant:
+        """What this recipe is, by its relation: plain without one, control where each sample has itself alone."""
+        if self.relation.name == "none":
+            return "plain"
+        return "control" if self.relation.attend == "self" else "related"

@@ -1,0 +1,122 @@
+"""A recipe as a YAML file that a person reads, edits and runs again."""
+
+import dataclasses
+import types
+import typing
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from setwise.errors import InvalidInput, MissingFile, choose
+from setwise.recipes.schema import Recipe
+
+__all__ = ["from_dict", "read", "write"]
+
+NOT_OF_A_RUN = ("smoke", "ran")
+
+
+def write(recipe: Recipe, path: Path) -> None:
+    """Write the fields of ``recipe``, groups as blocks, in the order of the schema.
+
+    What belongs to the named recipe and not to this file (``smoke``, ``ran``) is left out.
+    """
+    recipe = dataclasses.replace(recipe, smoke={}, ran=())
+    fields = {name: value for name, value in _plain(dataclasses.asdict(recipe)).items() if name not in NOT_OF_A_RUN}
+    header = (
+        f"# {recipe.summary}\n# Run it again: setwise train {path.name} (what the fields mean: --help)\n"
+    )
+    body = yaml.safe_dump(fields, sort_keys=False, width=100, allow_unicode=True)
+    path.write_text(header + body, encoding="utf-8")
+
+
+def read(path: Path) -> Recipe:
+    """Read a recipe; fields that are left out keep the schema's defaults.
+
+    Raises:
+        MissingFile: if there is no such file.
+        InvalidInput: if it is not YAML, or a field is unknown or of another type, naming file and field.
+    """
+    if not path.is_file():
+        raise MissingFile(f"There is no recipe file {path}.")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"{path} is not a YAML file: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise InvalidInput(
+            f"{path} must hold the fields of a recipe (`name: ...`), but it holds {type(values).__name__}."
+        )
+    try:
+        return from_dict(Recipe, {"name": path.stem, "summary": "", **values})
+    except InvalidInput as error:
+        raise InvalidInput(f"{path}: {error}") from error
+
+
+def from_dict(kind: Any, values: Any, where: str = "") -> Any:
+    """Turn plain YAML values into a dataclass (or any annotated type), checking every field.
+
+    >>> from setwise.recipes.schema import Data
+    >>> from_dict(Data, {"batch_size": 64}).batch_size
+    64
+    """
+    if dataclasses.is_dataclass(kind):
+        return _dataclass(kind, values, where)
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (types.UnionType, typing.Union):
+        return _union(arguments, values, where)
+    if origin is typing.Literal:
+        if values not in arguments:
+            raise InvalidInput(f"`{where}` must be one of {', '.join(map(str, arguments))}, but it is {values!r}.")
+        return values
+    if origin is tuple:
+        if not isinstance(values, list | tuple):
+            raise InvalidInput(f"`{where}` must be a list, but it is {values!r}.")
+        return tuple(from_dict(arguments[0], value, f"{where}[{i}]") for i, value in enumerate(values))
+    if origin is dict or kind is Any:
+        return values
+    return _scalar(kind, values, where)
+
+
+def _dataclass(kind: Any, values: Any, where: str) -> Any:
+    if not isinstance(values, dict):
+        raise InvalidInput(f"`{where}` must be a block of fields, but it is {values!r}.")
+    hints = typing.get_type_hints(kind)
+    prefix = f"{where}." if where else ""
+    for name in values:
+        choose(str(name), hints, f"field of `{where}`" if where else "recipe field")
+    return kind(**{name: from_dict(hints[name], value, prefix + name) for name, value in values.items()})
+
+
+def _union(kinds: tuple[Any, ...], values: Any, where: str) -> Any:
+    if values is None and type(None) in kinds:
+        return None
+    error: InvalidInput | None = None
+    for kind in kinds:
+        if kind is not type(None):
+            try:
+                return from_dict(kind, values, where)
+            except InvalidInput as caught:
+                error = caught
+    raise error or InvalidInput(f"`{where}` cannot be {values!r}.")
+
+
+def _scalar(kind: Any, value: Any, where: str) -> Any:
+    # YAML 1.1 reads 5e-4 (no point) as a string; a person means the number.
+    if kind is float and isinstance(value, int | float | str) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    elif isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
+        return value
+    raise InvalidInput(f"`{where}` must be of type {kind.__name__}, but it is {value!r}.")
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists: YAML has no tuples."""
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
