@@ -1,0 +1,7 @@
+"""Attention over sets of samples: plain torch modules that know nothing of trainers, recipes or files."""
+
+from setwise.nn import functional, streams
+from setwise.nn.attention import record_attention
+from setwise.nn.batchformer import BatchFormer, BatchFormerV2
+
+__all__ = ["BatchFormer", "BatchFormerV2", "functional", "record_attention", "streams"]

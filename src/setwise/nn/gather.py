@@ -1,0 +1,61 @@
+"""The set across processes."""
+
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.nn.functional import all_gather
+
+from setwise.errors import InvalidInput
+
+__all__ = ["gather_objects", "gather_set", "place"]
+
+T = TypeVar("T")
+
+
+def gather_set(x: Tensor) -> Tensor:
+    """Join the samples of all processes, in the order of their ranks, with exact gradients.
+
+    Each rank computes the loss of its own samples; DistributedDataParallel's average of the gradients is then that of
+    one process on the joined batch, because the backward pass sums what every rank's loss says about a sample.
+
+    Args:
+        x: ``[B, ...]``, the same shape on every rank.
+
+    Returns:
+        ``[world_size * B, ...]``; ``x`` itself without an initialised process group.
+
+    Raises:
+        InvalidInput: on every rank, if the ranks hold different numbers of samples.
+    """
+    if not _several_processes():
+        return x
+    size = torch.tensor([x.shape[0]], device=x.device)
+    sizes = [torch.empty_like(size) for _ in range(dist.get_world_size())]
+    dist.all_gather(sizes, size)
+    counts = [int(s) for s in sizes]
+    if len(set(counts)) > 1:
+        raise InvalidInput(
+            f"Gathering needs as many samples on every process, but they hold {counts}. Drop the last incomplete "
+            "batch in training (drop_last=True)."
+        )
+    return torch.cat(all_gather(x.contiguous()))
+
+
+def gather_objects(value: T) -> list[T]:
+    """Whatever every process holds, in the order of their ranks, without gradients: scores of unequal slices, say."""
+    if not _several_processes():
+        return [value]
+    values: list[T | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values  # type: ignore[return-value]
+
+
+def place() -> tuple[int, int]:
+    """Rank and number of processes; ``(0, 1)`` without an initialised process group."""
+    return (dist.get_rank(), dist.get_world_size()) if _several_processes() else (0, 1)
+
+
+def _several_processes() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
