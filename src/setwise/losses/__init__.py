@@ -1,0 +1,31 @@
+"""Criteria: ``criterion(logits [N, K], target) -> losses [N]``, one loss per sample, all called alike."""
+
+from setwise.losses.class_weights import class_weights
+from setwise.losses.long_tailed import (
+    LDAM,
+    BalancedSoftmax,
+    BinaryCrossEntropy,
+    Criterion,
+    CrossEntropy,
+    FocalLoss,
+)
+
+__all__ = [
+    "CRITERIA",
+    "LDAM",
+    "BalancedSoftmax",
+    "BinaryCrossEntropy",
+    "Criterion",
+    "CrossEntropy",
+    "FocalLoss",
+    "class_weights",
+]
+
+CRITERIA: dict[str, type[Criterion]] = {
+    "cross-entropy": CrossEntropy,
+    "balanced-softmax": BalancedSoftmax,
+    "ldam": LDAM,
+    "focal": FocalLoss,
+    "binary-cross-entropy": BinaryCrossEntropy,
+}
+"""Every criterion by its name; each takes ``class_weights`` and ``reweight_epoch``, and what its signature names."""

@@ -1,0 +1,39 @@
+"""How good the predictions are, by groups of classes, and whether a difference between two arms is one."""
+
+from setwise.metrics.classification import (
+    classification_metrics,
+    confusion_matrix,
+    multilabel_metrics,
+    per_class_accuracy,
+)
+from setwise.metrics.groups import by_count, by_rank
+from setwise.metrics.judgement import Verdict, holm, verdict
+from setwise.metrics.logit_adjustment import TAUS, adjust, choose_tau, predictions_over_taus
+from setwise.metrics.paired import (
+    Interval,
+    contributions,
+    instance_contributions,
+    paired_interval,
+    seed_interval,
+)
+
+__all__ = [
+    "TAUS",
+    "Interval",
+    "Verdict",
+    "adjust",
+    "by_count",
+    "by_rank",
+    "choose_tau",
+    "classification_metrics",
+    "confusion_matrix",
+    "contributions",
+    "holm",
+    "instance_contributions",
+    "multilabel_metrics",
+    "paired_interval",
+    "per_class_accuracy",
+    "predictions_over_taus",
+    "seed_interval",
+    "verdict",
+]

@@ -1,0 +1,88 @@
+"""From intervals to words: corrected p values, and the one sentence a comparison ends with."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from setwise.metrics.paired import Interval
+
+__all__ = ["Verdict", "holm", "verdict"]
+
+TOLERANCE = 0.005  # half a percentage point of many-shot accuracy may be paid for a gain
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One word, and the sentence with its numbers in percentage points."""
+
+    word: Literal["gain", "no gain", "loss", "trade-off", "undecided"]
+    sentence: str
+
+
+def holm(p: Mapping[str, float]) -> dict[str, float]:
+    """P values corrected for their number, so that the chance of any false finding among them stays below the level.
+
+    Args:
+        p: p values by name; NaN (one seed) is not counted and stays NaN.
+
+    Returns:
+        Corrected p values, by name in the order of ``p``: the smallest times ``m``, the next times ``m - 1``, and so
+        on, none below its predecessor or above 1.
+
+    Source: Holm, A Simple Sequentially Rejective Multiple Test Procedure, Scandinavian Journal of Statistics 1979.
+
+    >>> holm({"few": 0.01, "many": 0.5, "ece": 0.02})
+    {'few': 0.03, 'many': 0.5, 'ece': 0.04}
+    """
+    corrected = dict(p)
+    names = sorted((name for name in p if not math.isnan(p[name])), key=p.__getitem__)
+    floor = 0.0
+    for rank, name in enumerate(names):
+        floor = max(floor, min(1.0, (len(names) - rank) * p[name]))
+        corrected[name] = floor
+    return corrected
+
+
+def verdict(primary: Interval, many: Interval | None, *, tolerance: float = TOLERANCE) -> Verdict:
+    """Judge a comparison by the interval of its primary metric, fixed before the runs.
+
+    Args:
+        primary: difference in the primary metric.
+        many: difference in many-shot accuracy; None where there is no such group.
+        tolerance: loss of many-shot accuracy that a gain may cost, as a fraction.
+
+    Returns:
+        "gain": the interval is above 0 and many-shot accuracy not worse by more than ``tolerance``; "trade-off": above
+        0, but many-shot accuracy is worse by more; "no gain": the interval contains 0; "loss": it is below 0;
+        "undecided": one seed, which has no interval.
+
+    >>> print(verdict(Interval(0.012, 0.004, 0.02, 0.004, num_seeds=50), None).sentence)
+    Gain: +1.2 points (95 % interval +0.4 to +2.0, 50 seeds).
+    """
+    if math.isnan(primary.low):
+        return Verdict(
+            "undecided", f"Undecided: {_points(primary.estimate)} points from one seed; an interval needs two or more."
+        )
+    numbers = (
+        f"{_points(primary.estimate)} points ({100 * primary.confidence:g} % interval {_points(primary.low)} to "
+        f"{_points(primary.high)}, {primary.num_seeds} seeds)"
+    )
+    if primary.high < 0:
+        return Verdict("loss", f"Loss: {numbers}.")
+    if primary.low <= 0:
+        return Verdict("no gain", f"No gain here: {numbers}; the interval contains 0.")
+    if many is None:
+        return Verdict("gain", f"Gain: {numbers}.")
+    if many.estimate < -tolerance:
+        return Verdict(
+            "trade-off",
+            f"Trade-off, not a gain: {numbers}, but many-shot accuracy is worse by {100 * -many.estimate:.1f} points, "
+            f"more than the {100 * tolerance:.1f} that a gain may cost.",
+        )
+    return Verdict("gain", f"Gain: {numbers}; many-shot accuracy {_points(many.estimate)} points.")
+
+
+def _points(fraction: float) -> str:
+    """Percentage points with sign: -0.0 is a little below zero, and zero itself +0.0."""
+    return f"{100 * fraction + 0.0:+.1f}"

@@ -1,0 +1,275 @@
+"""The statistics of a comparison: two arms trained from the same seeds and evaluated on the same test images.
+
+Two things are random: the seed (class order, initial weights, order of the data) and the choice of test images. The
+interval of a difference takes both into account, and pairs the arms in both.
+
+Letters: ``S`` seeds, ``N`` test images, ``K`` classes, ``R`` resamples. Annotations give arguments that must agree in a
+length different letters: the functions answer a mismatch in a sentence.
+"""
+
+import math
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Float64, Shaped
+
+from setwise.errors import InvalidInput
+from setwise.seeds import key
+
+__all__ = ["Interval", "contributions", "instance_contributions", "paired_interval", "seed_interval"]
+
+CHUNK = 1 << 16  # images drawn at a time: their random numbers, indices and effects, 1.5 MB, stay in the cache
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A difference of two arms, as a fraction (0.01 is one percentage point).
+
+    ``low``, ``high`` and ``p`` are NaN where there is one seed only. ``p`` is two-sided, for the difference being 0; it
+    is below ``1 - confidence`` where the interval leaves 0 out.
+    """
+
+    estimate: float
+    low: float
+    high: float
+    p: float
+    num_seeds: int
+    confidence: float = 0.95
+
+
+def contributions(
+    correct: Shaped[np.ndarray, "s n"],
+    target: Shaped[np.ndarray, "m"],
+    *,
+    groups_of_seed: Sequence[Bool[np.ndarray, "k"]] | None = None,
+) -> Float64[np.ndarray, "s n"]:
+    """What every image adds to the balanced accuracy of its seed.
+
+    An image of class ``c`` weighs ``1 / (C * n_c)``, where ``n_c`` is the number of images of its class and ``C`` the
+    number of classes that count and are in ``target``; images of other classes weigh 0.
+
+    Args:
+        correct: whether seed ``s`` predicted image ``n`` rightly ``[S, N]``, boolean or 0..1.
+        target: labels ``[N]``.
+        groups_of_seed: for every seed the classes that count ``[K]``, since which class is few-shot may differ by seed;
+            None: all classes count.
+
+    Returns:
+        ``[S, N]``; the sum over images is each seed's balanced accuracy (of its group).
+
+    Raises:
+        InvalidInput: if shapes do not fit, or none of a seed's classes is in ``target``.
+
+    >>> correct, target = np.array([[True, False, True]]), np.array([0, 0, 1])
+    >>> contributions(correct, target)
+    array([[0.25, 0.  , 0.5 ]])
+    """
+    correct, target = _checked(correct, target)
+    counts = np.bincount(target)
+    if groups_of_seed is None:
+        groups_of_seed = [np.ones(len(counts), dtype=bool)] * len(correct)
+    if len(groups_of_seed) != len(correct):
+        raise InvalidInput(f"`groups_of_seed` has {len(groups_of_seed)} groups but `correct` has {len(correct)} seeds.")
+    weights = np.zeros(correct.shape)
+    for row, group in zip(weights, groups_of_seed, strict=True):
+        if len(group) < len(counts):
+            raise InvalidInput(f"A group of {len(group)} classes does not fit labels up to {len(counts) - 1}.")
+        num_present = int((group[: len(counts)] & (counts > 0)).sum())
+        if num_present == 0:
+            raise InvalidInput("None of the classes of a group is among the test images, so it has no accuracy.")
+        row[:] = group[target] / (num_present * counts[target])
+    return correct * weights
+
+
+def instance_contributions(correct: Shaped[np.ndarray, "s n"]) -> Float64[np.ndarray, "s n"]:
+    """What every image adds to the instance accuracy of its seed: ``1 / N`` if right.
+
+    >>> instance_contributions(np.array([[True, False]]))
+    array([[0.5, 0. ]])
+    """
+    return np.asarray(correct, dtype=np.float64) / correct.shape[1]
+
+
+def paired_interval(
+    a: Float[np.ndarray, "s n"],
+    b: Float[np.ndarray, "s_b n_b"],
+    strata: Shaped[np.ndarray, "m"],
+    *,
+    num_resamples: int = 10_000,
+    seed: int = 0,
+    confidence: float = 0.95,
+) -> Interval:
+    """Interval of a mean difference ``a - b`` by a bootstrap over seeds and test images, paired in both.
+
+    Every resample draws ``S`` seeds with replacement and takes the mean of their differences. It adds what another
+    choice of test images would change: an image's effect is its difference, averaged over the seeds, minus the mean of
+    its class, and from every class as many effects as it has images are drawn with replacement and summed.
+
+    The differences of the seeds already hold what neither seed nor image explains, the noise of one seed at one image;
+    but the effects hold it, too, since they average few seeds. To count it once, they are first shrunk by
+    ``sqrt(max(0, 1 - V / (S * T)))``, where ``V`` is the variance of that noise and ``T`` the variance of the effects,
+    both summed over the images: what is left is the variance that the images themselves explain. Drawing seeds and
+    images crosswise from the table (the pigeonhole bootstrap) counts the noise up to three times (Owen), and no plain
+    resampling of a table is right for noise and effects at once (McCullagh).
+
+    Few seeds make the resampled means vary too little. Their deviations are therefore stretched by
+    ``sqrt(S / (S - 1)) * t / z`` (quantiles of Student's t with ``S - 1`` degrees of freedom and of the normal
+    distribution). Hesterberg gets the same width by going further out in the percentiles; we stretch, because for three
+    seeds those percentiles lie beyond any affordable number of resamples. The part of the images, which are many, is
+    not stretched, apart from ``sqrt(n / (n - 1))`` for the ``n`` of a class. The interval lies between percentiles of
+    the sum of both parts. The p value inverts it: the smallest level at which it leaves 0 out.
+
+    A class with a single test image adds nothing to the part of the images: one image does not show how they vary.
+
+    Args:
+        a: contributions of the first arm ``[S, N]``, summed over images to one value per seed; see
+            :func:`contributions`.
+        b: the same of the second arm, same seeds and images in the same order.
+        strata: class of every image ``[N]``.
+        num_resamples: ``R``; it bounds p from below by ``2 / (R + 1)``.
+        seed: of the resampling.
+        confidence: of the interval, between 0 and 1.
+
+    Raises:
+        InvalidInput: if shapes do not fit, or the confidence is not between 0 and 1.
+
+    Source: McCullagh, Resampling and Exchangeable Arrays, Bernoulli 2000, on what resampling a two-way table cannot do;
+    Owen, The Pigeonhole Bootstrap, Annals of Applied Statistics 2007, doi:10.1214/07-AOAS122, on what the crossed one
+    overstates; Hesterberg, What Teachers Should Know About the Bootstrap, The American Statistician 2015,
+    arXiv:1411.5279, on expanded percentiles.
+
+    >>> a = np.array([[0.2, 0.2, 0.2, 0.2, 0.0], [0.2, 0.2, 0.2, 0.0, 0.2], [0.2, 0.2, 0.2, 0.2, 0.2]])
+    >>> interval = paired_interval(a, np.zeros((3, 5)), np.zeros(5, dtype=int))
+    >>> round(interval.estimate, 4), interval.low < interval.estimate < interval.high
+    (0.8667, True)
+    """
+    if a.shape != b.shape or a.ndim != 2 or strata.shape != a.shape[1:]:
+        raise InvalidInput(
+            f"Paired arms have one shape [S, N] and `strata` [N], not {a.shape}, {b.shape} and {strata.shape}."
+        )
+    difference = np.asarray(a, dtype=np.float64) - b  # [S, N]
+    estimate = float(difference.sum(1).mean())
+    if len(difference) == 1:
+        return _without_interval(estimate, confidence)
+    effects, first, size = _image_effects(difference, strata)
+    sums = np.sort(difference.sum(1))  # sorted, so that the order of the seeds does not matter
+    rng = np.random.default_rng(key(seed, "paired bootstrap"))
+    by_seed, by_image = [], []
+    for rows in _chunks(num_resamples, width=len(effects)):
+        by_seed.append(_seed_weights(rng, rows, len(sums)) @ sums)
+        drawn = first + (rng.random((rows, len(effects))) * size).astype(np.intp)
+        by_image.append(effects.take(drawn).sum(1))
+    return _interval(estimate, np.concatenate(by_seed), np.concatenate(by_image), len(sums), confidence)
+
+
+def seed_interval(
+    a: Float[np.ndarray, "s"],
+    b: Float[np.ndarray, "s_b"],
+    *,
+    num_resamples: int = 10_000,
+    seed: int = 0,
+    confidence: float = 0.95,
+) -> Interval:
+    """Interval of a mean difference ``a - b`` by a bootstrap over seeds alone, for what is no sum over images (ECE).
+
+    The stretch and the p value are those of :func:`paired_interval`; the choice of test images counts as fixed.
+
+    Args:
+        a: the metric of the first arm, one value per seed ``[S]``.
+        b: the same of the second arm.
+        num_resamples: see :func:`paired_interval`.
+        seed: see :func:`paired_interval`.
+        confidence: see :func:`paired_interval`.
+
+    Raises:
+        InvalidInput: if the arms have different numbers of seeds.
+
+    >>> seed_interval(np.array([0.5]), np.array([0.25]))  # one seed has no interval
+    Interval(estimate=0.25, low=nan, high=nan, p=nan, num_seeds=1, confidence=0.95)
+    """
+    if a.shape != b.shape or a.ndim != 1:
+        raise InvalidInput(f"Paired arms have one value per seed [S], not the shapes {a.shape} and {b.shape}.")
+    difference = np.asarray(a, dtype=np.float64) - b
+    estimate = float(difference.mean())
+    if len(difference) == 1:
+        return _without_interval(estimate, confidence)
+    rng = np.random.default_rng(key(seed, "seed bootstrap"))
+    values = [_seed_weights(rng, rows, len(a)) @ difference for rows in _chunks(num_resamples, width=len(a))]
+    return _interval(estimate, np.concatenate(values), np.zeros(num_resamples), len(difference), confidence)
+
+
+def _checked(correct: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    if correct.ndim != 2 or target.shape != correct.shape[1:]:
+        raise InvalidInput(
+            f"`correct` has the shape {correct.shape}, not [S, N] with the N of `target` {target.shape}."
+        )
+    return np.asarray(correct, dtype=np.float64), np.asarray(target)
+
+
+def _chunks(num_resamples: int, *, width: int) -> Iterator[int]:
+    """Numbers of resamples done at once, so that memory does not grow with their number."""
+    height = max(1, CHUNK // width)
+    for start in range(0, num_resamples, height):
+        yield min(height, num_resamples - start)
+
+
+def _seed_weights(rng: np.random.Generator, rows: int, num_seeds: int) -> Float64[np.ndarray, "r s"]:
+    """How much each seed counts in the mean of each resample."""
+    return rng.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), size=rows) / num_seeds
+
+
+def _without_interval(estimate: float, confidence: float) -> Interval:
+    return Interval(estimate, math.nan, math.nan, math.nan, num_seeds=1, confidence=confidence)
+
+
+def _image_effects(
+    difference: Float64[np.ndarray, "s n"], strata: Shaped[np.ndarray, "n"]
+) -> tuple[Float64[np.ndarray, "n"], Shaped[np.ndarray, "n"], Shaped[np.ndarray, "n"]]:
+    """Shrunken effects of the images, class by class and sorted within; where each one's class starts; its size."""
+    num_seeds = len(difference)
+    _, label = np.unique(strata, return_inverse=True)
+    size = np.bincount(label)  # [K]
+    rest = difference - np.stack([np.bincount(label, row) / size for row in difference])[:, label]  # [S, N]
+    rest *= np.sqrt(size / np.maximum(size - 1, 1))[label]  # deviations from the mean of few are too small
+    effects = rest.mean(0)
+    noise = ((rest - effects) ** 2).sum() / (num_seeds - 1) / num_seeds
+    total = (effects**2).sum()
+    if total > 0:
+        effects *= math.sqrt(max(0.0, 1 - noise / total))
+    first = np.cumsum(size) - size  # [K]
+    return effects[np.lexsort((effects, label))], np.repeat(first, size), np.repeat(size, size).astype(float)
+
+
+def _interval(
+    estimate: float,
+    by_seed: Float64[np.ndarray, "r"],
+    by_image: Float64[np.ndarray, "r"],
+    num_seeds: int,
+    confidence: float,
+) -> Interval:
+    """From resampled means over seeds, and what the resampled images add to each."""
+    if not 0 < confidence < 1:
+        raise InvalidInput(f"`confidence` ({confidence}) must be between 0 and 1: 0.95, say.")
+    num_resamples = len(by_seed)
+
+    def resampled(tail: float) -> Float64[np.ndarray, "r"]:
+        return estimate + _stretch(tail, num_seeds) * (by_seed - estimate) + by_image
+
+    def leaves_zero_out(rank: int) -> bool:
+        values = np.partition(resampled(rank / (num_resamples + 1)), [rank - 1, num_resamples - rank])
+        return bool(values[rank - 1] > 0 or values[num_resamples - rank] < 0)
+
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(resampled(tail), [tail, 1 - tail])
+    inside = bisect_left(range(1, num_resamples // 2 + 1), True, key=leaves_zero_out)  # ends move in as ranks rise
+    p = min(1.0, 2 * (1 + inside) / (num_resamples + 1))
+    return Interval(estimate, float(low), float(high), p, num_seeds=num_seeds, confidence=confidence)
+
+
+def _stretch(tail: float, num_seeds: int) -> float:
+    """``sqrt(S / (S - 1)) * t / z`` at a tail probability below one half."""
+    from scipy.special import ndtri, stdtrit
+
+    return float(math.sqrt(num_seeds / (num_seeds - 1)) * stdtrit(num_seeds - 1, tail) / ndtri(tail))
