@@ -1,0 +1,261 @@
+"""Split -> batches that depend on nothing but the seed and the epoch.
+
+The sampler draws whole batches (:class:`Draw`) and the data set answers each with a finished batch, so that images in
+memory are picked, augmented and normalised together, and a worker process, where there is one, sends one message per
+batch. What a worker cannot read comes back as a sentence, which the main process raises or counts.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Int64
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+from torchvision.transforms import v2
+
+from setwise.data.batch import Batch
+from setwise.data.dataset import Split
+from setwise.data.images import num_cores
+from setwise.data.problems import OnError, settle
+from setwise.data.transforms import TRANSFORMS, Transform, normalise
+from setwise.errors import DataError, InvalidInput, choose
+from setwise.seeds import generator, key
+
+__all__ = ["Draw", "EpochSampler", "Loader", "make_loader"]
+
+
+class Draw(NamedTuple):
+    """Which samples form a batch."""
+
+    epoch: int
+    step: int
+    """Number of the batch among all that are drawn in the epoch, by all processes together."""
+    indices: Int64[Tensor, "b"]
+
+
+class Fetched(NamedTuple):
+    """A batch, and what of it could not be read."""
+
+    batch: Batch | DataError | None
+    """None if nothing could be read; an error where the images do not go together."""
+    problems: tuple[str, ...]
+
+
+class EpochSampler(Sampler[Draw]):
+    """Draws batches: in training every epoch in another order, in evaluation in the order of the split.
+
+    The order comes from (seed, epoch) alone; :meth:`set_epoch`, which Lightning calls, chooses it. With several
+    processes every rank draws its own batches: in training equally many and equally large ones from one common order,
+    in evaluation every ``world``-th sample, so that no sample is missed or seen twice. Training leaves out what does
+    not fill a batch; a set smaller than a batch is one batch, or no step would ever be made.
+
+    Args:
+        size: samples in the split.
+        batch_size: samples of a batch, per process.
+        seed: of the run.
+        train: shuffle and leave out the rest, or go through everything once.
+    """
+
+    def __init__(self, size: int, *, batch_size: int, seed: int, train: bool) -> None:
+        self.size, self.batch_size, self.seed, self.train = size, batch_size, seed, train
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of the next pass; 0-based."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        """Batches of this process."""
+        rank, world = place_in_world()
+        if not self.train:
+            return -(-len(range(rank, self.size, world)) // self.batch_size)
+        share = self.size // world
+        return share // min(self.batch_size, share) if share else 0
+
+    def __iter__(self) -> Iterator[Draw]:
+        rank, world = place_in_world()
+        if self.train:
+            batch_size = min(self.batch_size, self.size // world)
+            order = torch.randperm(self.size, generator=generator(self.seed, "order", self.epoch))
+        else:
+            batch_size = self.batch_size
+            order = torch.arange(rank, self.size, world)
+        for number in range(len(self)):
+            step = number * world + rank
+            start = (step if self.train else number) * batch_size
+            yield Draw(self.epoch, step, order[start : start + batch_size])
+
+
+def place_in_world() -> tuple[int, int]:
+    """Rank and number of processes; 0 and 1 outside torch.distributed."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+class BatchedSplit(Dataset[Fetched]):
+    """Answers a :class:`Draw` with a finished batch. Built by :func:`make_loader`."""
+
+    def __init__(
+        self,
+        split: Split,
+        *,
+        transform: Transform,
+        mean: Sequence[float],
+        std: Sequence[float],
+        seed: int,
+        mix: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None,
+        on_error: OnError,
+    ) -> None:
+        self.split, self.transform, self.mean, self.std = split, transform, mean, std
+        self.seed, self.mix, self.on_error = seed, mix, on_error
+        self.skipped: dict[str, None] = {}  # an ordered set, filled in the main process
+
+    def __getitem__(self, draw: Draw) -> Fetched:
+        images, index, problems = self.read(draw.indices)
+        if not len(index):
+            return Fetched(None, problems)
+        try:
+            augmented = self.transform(
+                images, image_size=self.split.image_size, seed=self.seed, epoch=draw.epoch, step=draw.step, index=index
+            )
+        except DataError as error:  # images of several sizes
+            return Fetched(error, problems)
+        image = normalise(augmented, mean=self.mean, std=self.std)
+        target = self.split.target[index]
+        if self.mix is not None:
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(key(self.seed, "mix", draw.epoch, draw.step))
+                image, target = self.mix(image, target)
+        return Fetched(Batch(image, target, index), problems)
+
+    def read(self, indices: Tensor) -> tuple[Tensor | list[Tensor], Tensor, tuple[str, ...]]:
+        """The images that can be read, their places, and what is wrong with the others."""
+        images = self.split.images.take(indices)
+        if isinstance(images, Tensor):
+            return images, indices, ()
+        good = torch.tensor([isinstance(image, Tensor) for image in images], dtype=torch.bool)
+        problems = tuple(str(image) for image in images if isinstance(image, DataError))
+        return [image for image in images if isinstance(image, Tensor)], indices[good], problems
+
+
+class Loader(DataLoader[Any]):
+    """A DataLoader of :class:`Batch` that knows what could not be read. Built by :func:`make_loader`.
+
+    With Lightning pass ``use_distributed_sampler=False`` to the Trainer: the sampler shares out the data itself.
+    """
+
+    dataset: BatchedSplit
+
+    @property
+    def skipped(self) -> tuple[str, ...]:
+        """What was left out so far, one clause per image."""
+        return tuple(self.dataset.skipped)
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        """Batches of one epoch.
+
+        Raises:
+            DataError: naming the images of a batch that cannot be read, unless they are to be skipped.
+        """
+        fetched = super().__iter__()
+        try:
+            for batch, problems in fetched:
+                settle(problems, on_error=self.dataset.on_error, what="images")
+                self.dataset.skipped.update(dict.fromkeys(problems))
+                if isinstance(batch, DataError):
+                    raise batch
+                if batch is not None:
+                    yield batch
+        except DataError:
+            # Ends the workers now: torch waits five seconds for them where they are left to the garbage collector.
+            del fetched
+            self._iterator = None
+            raise
+
+
+def make_loader(
+    split: Split,
+    *,
+    batch_size: int,
+    transform: str,
+    mean: Sequence[float],
+    std: Sequence[float],
+    seed: int,
+    train: bool,
+    num_classes: int,
+    num_workers: int | None = None,
+    mixup: float = 0.0,
+    cutmix: float = 0.0,
+    on_error: OnError = "raise",
+) -> Loader:
+    """Batches of a split, the same for the same seed and epoch, whatever ran before and in however many processes.
+
+    Args:
+        split: what to read.
+        batch_size: samples of a batch, per process.
+        transform: training augmentation, one of ``TRANSFORMS``; evaluation always uses "none", resize and centre crop.
+        mean: of each channel, of pixels in 0..1.
+        std: likewise.
+        seed: keys order, augmentation and mixing.
+        train: shuffled, augmented, mixed, without the last incomplete batch; or everything, in order, as it is.
+        num_classes: width of mixed targets.
+        num_workers: processes that read files; None: none for images in memory, else the cores there are.
+        mixup: alpha of mixup's Beta distribution; 0 switches it off. DeiT: 0.8.
+        cutmix: alpha of CutMix's Beta distribution; 0 switches it off. DeiT: 1. With both, every batch draws one.
+        on_error: an unreadable image raises, or is left out of its batch and listed in ``Loader.skipped``.
+
+    Raises:
+        UnknownName: if there is no such transform.
+        InvalidInput: if a number is out of range.
+    """
+    if batch_size < 1:
+        raise InvalidInput(f"`batch_size` ({batch_size}) must be at least 1.")
+    chosen = choose(transform, TRANSFORMS, "transform")
+    assert isinstance(chosen, Transform)
+    if num_workers is None:
+        num_workers = 0 if split.images.in_memory else num_cores()
+    batches = BatchedSplit(
+        split,
+        transform=chosen if train else TRANSFORMS["none"],
+        mean=mean,
+        std=std,
+        seed=seed,
+        mix=make_mix(mixup=mixup, cutmix=cutmix, num_classes=num_classes) if train else None,
+        on_error=on_error,
+    )
+    return Loader(
+        batches,
+        batch_size=None,  # a draw is a batch already
+        sampler=EpochSampler(len(split), batch_size=batch_size, seed=seed, train=train),
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+        collate_fn=as_it_is,
+        pin_memory=torch.cuda.is_available(),
+        generator=generator(seed, "workers"),  # without it every pass draws from the global random state
+    )
+
+
+def as_it_is(fetched: Any) -> Any:
+    """Collate nothing; a lambda could not be sent to a worker."""
+    return fetched
+
+
+def make_mix(
+    *, mixup: float, cutmix: float, num_classes: int
+) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None:
+    """mixup, CutMix, one of both for every batch, or None.
+
+    Source: Zhang et al., mixup, ICLR 2018, arXiv:1710.09412; Yun et al., CutMix, ICCV 2019, arXiv:1905.04899.
+    """
+    for name, alpha in (("mixup", mixup), ("cutmix", cutmix)):
+        if alpha < 0:
+            raise InvalidInput(f"`{name}` ({alpha:g}) must be 0 (off) or larger.")
+    mixes: list[Any] = []
+    if mixup:
+        mixes.append(v2.MixUp(alpha=mixup, num_classes=num_classes))
+    if cutmix:
+        mixes.append(v2.CutMix(alpha=cutmix, num_classes=num_classes))
+    return v2.RandomChoice(mixes) if len(mixes) > 1 else mixes[0] if mixes else None

@@ -1,0 +1,231 @@
+"""Training augmentations: 8-bit images in, one 8-bit batch out.
+
+A transform has up to two steps. The batched step moves a whole batch with a few tensor operations, which is what keeps
+two cores ahead of a small network; the per-image step is torchvision's, one image at a time. Neither touches the
+global random state: a batch is drawn from a generator keyed by (seed, "augment", epoch, step), an image by
+(seed, "augment", epoch, index).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from jaxtyping import Bool, Float32, Int64, UInt8
+from torch import Tensor
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as tv
+
+from setwise.errors import DataError
+from setwise.seeds import generator, key
+
+__all__ = ["TRANSFORMS", "Transform", "crop_and_flip", "fit_to", "normalise"]
+
+Size = tuple[int, int]
+"""Height and width."""
+
+CIFAR_PAD = 4
+ROTATION_DEGREES = 15
+CUTOUT_SIDE = 16
+
+RESIZE_OVER_CROP = 256 / 224
+"""ImageNet's evaluation: shorter side to 256 pixels, then the central 224."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transform:
+    """An entry of the table ``TRANSFORMS``: how training images vary."""
+
+    summary: str
+    source: str
+    batched: Callable[[Tensor, torch.Generator], Tensor] | None = None
+    """``[B, C, H, W] -> [B, C, H, W]``."""
+    per_image: Callable[[Size], Callable[[Tensor], Tensor]] | None = None
+    """From the height and width that the network sees to a function of one image."""
+    chooses_crop: bool = False
+    """The per-image step takes images of any size and crops them itself."""
+
+    def __call__(
+        self,
+        images: UInt8[Tensor, "b c _ _"] | list[UInt8[Tensor, "_ _ _"]],
+        *,
+        image_size: int | None,
+        seed: int,
+        epoch: int,
+        step: int,
+        index: Int64[Tensor, "b"],
+    ) -> UInt8[Tensor, "b c h w"]:
+        """Augment the images of one batch.
+
+        Args:
+            images: stacked, or of different sizes.
+            image_size: side of what the network sees; None: the images' own size.
+            seed: of the run.
+            epoch: 0-based.
+            step: number of the batch in its epoch.
+            index: places of the images in their split.
+
+        Raises:
+            DataError: if the images differ in size and no ``image_size`` is given.
+        """
+        if not self.chooses_crop:
+            images = fit_to(images, image_size)
+        if self.batched is not None:
+            assert isinstance(images, Tensor), "a batched step needs images of one size"
+            images = self.batched(images, generator(seed, "augment", epoch, step))
+        if self.per_image is None:
+            assert isinstance(images, Tensor)
+            return images
+        height, width = images[0].shape[-2:]
+        change = self.per_image((image_size or height, image_size or width))
+        changed = []
+        with torch.random.fork_rng(devices=[]):
+            for image, place in zip(images, index.tolist(), strict=True):
+                torch.default_generator.manual_seed(key(seed, "augment", epoch, place))  # torch's would reseed GPUs
+                changed.append(change(image))
+        return torch.stack(changed)
+
+
+def fit_to(
+    images: UInt8[Tensor, "b c _ _"] | Sequence[UInt8[Tensor, "_ _ _"]], image_size: int | None
+) -> UInt8[Tensor, "b c h w"]:
+    """Bring images to one size without chance: what evaluation does.
+
+    An image that has the size already is not touched. Any other is resized until its shorter side has 256/224 of
+    ``image_size``, and its centre cropped.
+
+    Raises:
+        DataError: if the images differ in size and no ``image_size`` is given.
+    """
+    if isinstance(images, Tensor):
+        return fit_image(images, image_size)
+    fitted = [fit_image(image, image_size) for image in images]
+    shapes = sorted({tuple(image.shape[-2:]) for image in fitted})
+    if len(shapes) > 1:
+        raise DataError(
+            f"Images of one batch differ in size ({shapes[0]} and {shapes[-1]}, height and width); give the side that "
+            "the network shall see, for instance --data.image-size 224."
+        )
+    return torch.stack(fitted)
+
+
+def fit_image(image: UInt8[Tensor, "*b c _ _"], image_size: int | None) -> UInt8[Tensor, "*b c h w"]:
+    """Evaluation's resize and centre crop of an image, or of several of one size."""
+    if image_size is None or image.shape[-2:] == (image_size, image_size):
+        return image
+    resized = tv.resize(image, [round(image_size * RESIZE_OVER_CROP)], antialias=True)
+    return tv.center_crop(resized, [image_size, image_size])
+
+
+def normalise(
+    images: UInt8[Tensor, "b c h w"], *, mean: Sequence[float], std: Sequence[float]
+) -> Float32[Tensor, "b c h w"]:
+    """From bytes to zero mean and unit deviation; ``mean`` and ``std`` are of pixels in 0..1."""
+    shift = torch.tensor(mean)[:, None, None] * 255
+    scale = 1 / (torch.tensor(std)[:, None, None] * 255)
+    return images.float().sub_(shift).mul_(scale)
+
+
+def crop_and_flip(
+    images: UInt8[Tensor, "b c h w"],
+    *,
+    pad: int,
+    top: Int64[Tensor, "b"],
+    left: Int64[Tensor, "b"],
+    flip: Bool[Tensor, "b"],
+) -> UInt8[Tensor, "b c h w"]:
+    """Pad every image with zeros, cut its old size out again, and mirror some: one gather for the whole batch.
+
+    Args:
+        images: a batch.
+        pad: pixels added on every side.
+        top: first row of every crop, in ``0..2*pad``.
+        left: first column of every crop, in ``0..2*pad``.
+        flip: which crops to mirror left to right.
+    """
+    height, width = images.shape[-2:]
+    column = torch.arange(width)
+    columns = left[:, None] + torch.where(flip[:, None], width - 1 - column, column)  # [B, W]
+    rows = top[:, None] + torch.arange(height)  # [B, H]
+    pixel = rows[:, :, None] * (width + 2 * pad) + columns[:, None, :]  # [B, H, W]
+    padded = torch.nn.functional.pad(images, (pad, pad, pad, pad)).flatten(2)  # [B, C, (H+2p)*(W+2p)]
+    return padded.gather(2, pixel.flatten(1)[:, None].expand(-1, images.shape[1], -1)).view_as(images)
+
+
+def random_crop(images: Tensor, rng: torch.Generator, *, pad: int, mirror: bool) -> Tensor:
+    """Draw what :func:`crop_and_flip` does."""
+    number = (len(images),)
+    return crop_and_flip(
+        images,
+        pad=pad,
+        top=torch.randint(0, 2 * pad + 1, number, generator=rng),
+        left=torch.randint(0, 2 * pad + 1, number, generator=rng),
+        flip=torch.rand(number, generator=rng) < (0.5 if mirror else 0),
+    )
+
+
+def cutout(image: Tensor) -> Tensor:
+    """Blacken one square of 16 pixels whose centre lies anywhere in the image, so that it may be cut by the border."""
+    height, width = image.shape[-2:]
+    row, column = int(torch.randint(height, ())), int(torch.randint(width, ()))
+    image = image.clone()
+    half = CUTOUT_SIDE // 2
+    image[:, max(row - half, 0) : row + half, max(column - half, 0) : column + half] = 0
+    return image
+
+
+def rotate(size: Size) -> Callable[[Tensor], Tensor]:
+    """Rotation by up to 15 degrees either way."""
+    return v2.RandomRotation(ROTATION_DEGREES)
+
+
+def autoaugment(size: Size) -> Callable[[Tensor], Tensor]:
+    """AutoAugment's policy for CIFAR-10, then Cutout."""
+    return v2.Compose([v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10), cutout])
+
+
+def resized_crop(size: Size, *extra: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """A random part of the image, brought to the size the network sees and mirrored in half of the cases."""
+    return v2.Compose([v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip(), *extra])
+
+
+crop_flip = partial(random_crop, pad=CIFAR_PAD, mirror=True)
+
+TRANSFORMS: dict[str, Transform] = {
+    "none": Transform(summary="as in evaluation: resized and centre-cropped if the size differs", source="-"),
+    "shift": Transform(
+        summary="shifted by up to 1 pixel, zeros move in; for digits, which must not be mirrored",
+        source="own choice: one pixel of eight is about how differently two hands place a digit",
+        batched=partial(random_crop, pad=1, mirror=False),
+    ),
+    "crop-flip": Transform(
+        summary="4 pixels of zeros around, a random crop of the old size, mirrored or not: the CIFAR recipe",
+        source="He et al., CVPR 2016, arXiv:1512.03385, section 4.2",
+        batched=crop_flip,
+    ),
+    "crop-flip-rotate": Transform(
+        summary="crop-flip, then rotated by up to 15 degrees",
+        source="Wang et al., RIDE, ICLR 2021, arXiv:2010.01809: their code for CIFAR-LT",
+        batched=crop_flip,
+        per_image=rotate,
+    ),
+    "cifar-autoaugment": Transform(
+        summary="crop-flip, AutoAugment's CIFAR-10 policy, Cutout with one square of 16 pixels",
+        source="Cubuk et al., CVPR 2019, arXiv:1805.09501; DeVries and Taylor 2017, arXiv:1708.04552",
+        batched=crop_flip,
+        per_image=autoaugment,
+    ),
+    "random-resized-crop": Transform(
+        summary="a random part at a random scale, mirrored or not, colours jittered by 0.4",
+        source="Kang et al., Decoupling, ICLR 2020, arXiv:1910.09217: their code for ImageNet-LT",
+        per_image=lambda size: resized_crop(size, v2.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4)),
+        chooses_crop=True,
+    ),
+    "randaugment": Transform(
+        summary="a random part at a random scale, mirrored or not, two random operations of magnitude 9",
+        source="Cubuk et al., RandAugment, NeurIPS 2020, arXiv:1909.13719; as torchvision implements it",
+        per_image=lambda size: resized_crop(size, v2.RandAugment(num_ops=2, magnitude=9)),
+        chooses_crop=True,
+    ),
+}
+"""Training augmentations by name; evaluation always uses "none"."""

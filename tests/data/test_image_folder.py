@@ -1,0 +1,116 @@
+import fakes
+import pytest
+import torch
+from PIL import Image
+
+from setwise.data import DATASETS
+from setwise.errors import DataError, InvalidInput, MissingFile
+
+load = DATASETS["image-folder"].load
+
+
+def counts(split, num_classes: int = 4) -> list[int]:
+    return torch.bincount(split.target, minlength=num_classes).tolist()
+
+
+def test_three_parts_are_used_as_they_are(tmp_path):
+    splits = load(seed=0, **fakes.write("image-folder", tmp_path, "train-val-test"))
+    assert (counts(splits.train), counts(splits.val), counts(splits.test)) == ([20, 12, 6, 4], [3] * 4, [4] * 4)
+    assert splits.class_names == ("bee", "cat", "dog", "owl")
+    assert splits.notes == ()
+
+
+@pytest.mark.parametrize(("layout", "part", "number"), [("train-val", "val", 3), ("train-test", "test", 4)])
+def test_with_two_parts_validation_is_carved_out_of_train(tmp_path, layout, part, number):
+    splits = load(seed=0, **fakes.write("image-folder", tmp_path, layout))
+    assert counts(splits.test) == [number] * 4
+    assert all(name.startswith(f"{part}/") for name in splits.test.names)
+    assert counts(splits.val) == [2, 1, 1, 1]
+    assert counts(splits.train) == [18, 11, 5, 3]
+    assert any("Validation is 10%" in note for note in splits.notes)
+    assert any("val part is the test part" in note for note in splits.notes) == (part == "val")
+
+
+def test_one_folder_is_split_70_10_20_class_by_class(tmp_path):
+    fakes.write_classes(tmp_path, {"cat": 100, "dog": 50, "owl": 3, "yak": 1})
+    splits = load(seed=0, root=str(tmp_path))
+    assert counts(splits.train) == [70, 35, 1, 1]
+    assert counts(splits.val) == [10, 5, 1, 0]
+    assert counts(splits.test) == [20, 10, 1, 0]
+
+
+def test_a_class_called_train_does_not_make_a_split(tmp_path):
+    fakes.write_classes(tmp_path, {"bus": 5, "train": 5})
+    assert load(seed=0, root=str(tmp_path)).class_names == ("bus", "train")
+
+
+def test_train_is_made_long_tailed_on_request(tmp_path):
+    fakes.write_classes(tmp_path / "train", {"cat": 30, "dog": 40})
+    for part, first in (("val", 100), ("test", 200)):
+        fakes.write_classes(tmp_path / part, {"cat": 3, "dog": 3}, first=first)
+    splits = load(seed=0, root=str(tmp_path), imbalance_factor=10)
+    assert splits.train_counts.tolist() == [4, 40]
+    assert counts(splits.val, 2) == [3, 3]
+    assert "44 of its 70 images" in splits.notes[-1]
+
+
+def test_images_in_folders_below_a_class_count_and_other_files_are_ignored(tmp_path):
+    fakes.write_classes(tmp_path, {"cat": 4, "dog": 4})
+    fakes.write_classes(tmp_path / "cat", {"kittens": 3}, first=50)
+    (tmp_path / "cat" / ".hidden.png").write_bytes(b"x")
+    (tmp_path / "cat" / "Thumbs.db").write_bytes(b"x")
+    (tmp_path / ".cache").mkdir()
+    splits = load(seed=0, root=str(tmp_path))
+    assert sum(len(split) for split in (splits.train, splits.val, splits.test)) == 11
+    assert "Ignored files that are no images: 1." in splits.notes
+
+
+def test_classes_that_train_lacks_are_named(tmp_path):
+    options = fakes.write("image-folder", tmp_path)
+    fakes.write_classes(tmp_path / "test", {"yak": 1, "zebra": 1})
+    with pytest.raises(DataError, match="Class 'yak', 'zebra' of test is missing in train"):
+        load(seed=0, **options)
+
+
+def test_classes_without_images_are_named_up_to_five(tmp_path):
+    options = fakes.write("image-folder", tmp_path, "one-folder")
+    for number in range(7):
+        (tmp_path / f"x{number}").mkdir()
+    with pytest.raises(DataError, match="for class 'x0', 'x1', 'x2', 'x3', 'x4' and 2 more"):
+        load(seed=0, **options)
+
+
+def test_a_class_whose_images_were_all_skipped_is_named(tmp_path):
+    fakes.write_classes(tmp_path, {"cat": 4, "dog": 1})
+    (tmp_path / "dog" / "0000.png").write_bytes(b"x")
+    with pytest.raises(DataError, match="No training image for class 'dog'"):
+        load(seed=0, root=str(tmp_path), on_error="skip")
+
+
+@pytest.mark.parametrize("cache", ["memory", "files"])
+def test_images_of_several_sizes_need_an_image_size(tmp_path, cache):
+    options = fakes.write("image-folder", tmp_path)
+    Image.new("RGB", (20, 30)).save(tmp_path / "train" / "cat" / "large.png")
+    with pytest.raises(DataError, match=r"12x12 ... 20x30 pixels.*--data.image-size"):
+        load(seed=0, cache=cache, **options)
+    assert load(seed=0, cache=cache, image_size=8, **options).train.image_size == 8
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"root": None}, InvalidInput, "--data.root FOLDER"),
+        ({"root": "/no/such/folder"}, MissingFile, "/no/such/folder"),
+        ({"val_fraction": 0.9}, InvalidInput, r"`val_fraction` \(0.9\) must be below 0.8"),
+        ({"val_fraction": -0.5}, InvalidInput, "`val_fraction`"),
+        ({"imbalance_factor": 0.1}, InvalidInput, "`imbalance_factor`"),
+    ],
+)
+def test_wrong_options_are_refused(tmp_path, options, error, message):
+    with pytest.raises(error, match=message):
+        load(seed=0, **(fakes.write("image-folder", tmp_path, "one-folder") | options))
+
+
+def test_a_folder_without_class_folders_says_what_was_expected(tmp_path):
+    with pytest.raises(DataError, match="no class folders; expected one folder of images per class"):
+        load(seed=0, root=str(tmp_path))

@@ -1,0 +1,148 @@
+from pathlib import Path
+
+import fakes
+import pytest
+import torch
+
+from setwise.data import DATASETS
+from setwise.data.image_list import parse_line
+from setwise.errors import DataError, InvalidInput, MissingFile
+
+load = DATASETS["image-list"].load
+
+
+def add_line(options: dict, part: str, line: bytes) -> int:
+    """Append a line to a list and return its number."""
+    file = Path(options[f"{part}_list"])
+    content = file.read_bytes()
+    file.write_bytes(content + line + b"\n")
+    return content.count(b"\n") + 1
+
+
+def test_lists_are_read_in_order(tmp_path):
+    splits = load(seed=0, **fakes.write("image-list", tmp_path))
+    assert splits.train_counts.tolist() == [9, 6, 4, 2]
+    assert splits.test.names[0] == "test/bee/0200.png"
+    assert splits.test.target.tolist() == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3
+    assert splits.class_names == ("0", "1", "2", "3")
+
+
+def test_several_labels_become_a_row_of_zeros_and_ones(tmp_path):
+    splits = load(seed=0, **fakes.write("image-list", tmp_path, "several-labels"))
+    assert splits.test.names[1] == "test/bee/0201.png"
+    assert splits.test.target[1].tolist() == [1, 1, 0, 0]
+    assert splits.test.target[0].tolist() == [1, 0, 0, 0]
+    assert splits.test.target.dtype == torch.float32
+
+
+@pytest.mark.parametrize("layout", ["one-label", "several-labels"])
+def test_without_other_lists_validation_and_test_are_held_out(tmp_path, layout):
+    options = fakes.write("image-list", tmp_path, layout)
+    alone = load(seed=0, **(options | {"val_list": None, "test_list": None}))
+    assert min(len(alone.train), len(alone.val), len(alone.test)) > 0
+    assert len(alone.train) + len(alone.val) + len(alone.test) == 21
+    two = load(seed=0, **(options | {"test_list": None}))
+    assert two.test.names[0].startswith("val/")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b"train/bee/0000.png", "expected \"path label\", found 'train/bee/0000.png'"),
+        (b"train/bee/0000.png bee", 'expected "path label"'),
+        (b"train/bee/0000.png -1", "label -1 is negative"),
+        (b"train/bee/0000.png 1 2", "2 labels; several need --data.multi-label True"),
+        (b"train/bee/none.png 1", "none.png is missing"),
+        (b"\xff\xfe 1", "can't decode"),
+        (b"/etc/hostname 1", "must be relative to the root"),
+        (b"../secret.png 1", "must be relative to the root"),
+        (b"train/../../secret.png 1", "must be relative to the root"),
+    ],
+)
+def test_a_bad_line_is_named_with_its_number_or_skipped(tmp_path, line, message):
+    options = fakes.write("image-list", tmp_path)
+    (tmp_path / "secret.png").write_bytes(b"x")
+    number = add_line(options, "train", line)
+    with pytest.raises(DataError, match=rf"train.txt line {number}: ") as info:
+        load(seed=0, **options)
+    assert message in str(info.value)
+    splits = load(seed=0, on_error="skip", **options)
+    assert splits.train_counts.tolist() == [9, 6, 4, 2]
+    assert splits.notes[-1].startswith("Skipped lines: 1 (")
+
+
+def test_a_link_that_leads_out_of_the_root_is_not_followed(tmp_path):
+    options = fakes.write("image-list", tmp_path)
+    outside = tmp_path / "outside"
+    fakes.write_classes(outside, {"cat": 1})
+    (tmp_path / "images" / "link.png").symlink_to(outside / "cat" / "0000.png")
+    (tmp_path / "images" / "linked").symlink_to(outside)
+    add_line(options, "train", b"link.png 1")
+    add_line(options, "train", b"linked/cat/0000.png 1")
+    with pytest.raises(DataError, match=r"link.png leads out .*; .*linked/cat/0000.png leads out"):
+        load(seed=0, **options)
+
+
+def test_a_link_inside_the_root_is_fine(tmp_path):
+    options = fakes.write("image-list", tmp_path)
+    (tmp_path / "images" / "link.png").symlink_to(tmp_path / "images" / "train" / "owl" / "0000.png")
+    add_line(options, "train", b"link.png 3")
+    assert load(seed=0, **options).train_counts.tolist() == [9, 6, 4, 3]
+
+
+def test_a_label_that_train_lacks_is_out_of_range(tmp_path):
+    options = fakes.write("image-list", tmp_path)
+    number = add_line(options, "test", b"test/bee/0200.png 4")
+    with pytest.raises(DataError, match=rf"test.txt line {number}: label 4 is out of range: train has labels 0 to 3"):
+        load(seed=0, **options)
+
+
+@pytest.mark.parametrize("on_error", ["raise", "skip"])
+def test_gaps_between_labels_are_named(tmp_path, on_error):
+    options = fakes.write("image-list", tmp_path)
+    add_line(options, "train", b"train/bee/0000.png 6")
+    with pytest.raises(DataError, match="has no image for label 4, 5; "):
+        load(seed=0, on_error=on_error, **options)
+
+
+@pytest.mark.parametrize("layout", ["one-label", "several-labels"])
+def test_a_mistyped_huge_label_is_a_gap_and_not_a_full_memory(tmp_path, layout):
+    options = fakes.write("image-list", tmp_path, layout)
+    add_line(options, "train", b"train/bee/0000.png 99999999999999999999")
+    with pytest.raises(DataError, match=r"for label 4, 5, 6, 7, 8 and 9999999999999999999\d more"):
+        load(seed=0, **options)
+
+
+def test_images_in_two_lists_are_told(tmp_path):
+    options = fakes.write("image-list", tmp_path)
+    add_line(options, "test", b"train/bee/0000.png 0")
+    assert any("Images both in train and in test: 1 (" in note for note in load(seed=0, **options).notes)
+
+
+def test_many_bad_lines_are_counted(tmp_path):
+    options = fakes.write("image-list", tmp_path)
+    for _ in range(8):
+        add_line(options, "train", b"nonsense")
+    with pytest.raises(DataError, match=r"line 26: .* and 3 more\."):
+        load(seed=0, **options)
+
+
+def test_an_empty_list_says_so(tmp_path):
+    options = fakes.write("image-list", tmp_path)
+    Path(options["train_list"]).write_text("\n")
+    Path(options["val_list"]).write_text("")
+    Path(options["test_list"]).write_text("")
+    with pytest.raises(DataError, match="has no image for any label"):
+        load(seed=0, **options)
+
+
+def test_a_missing_list_is_named(tmp_path):
+    options = fakes.write("image-list", tmp_path)
+    with pytest.raises(MissingFile, match=r"none.txt is not a file"):
+        load(seed=0, **(options | {"val_list": str(tmp_path / "none.txt")}))
+    with pytest.raises(InvalidInput, match=r"--data.train-list FILE"):
+        load(seed=0, **(options | {"train_list": None}))
+
+
+def test_paths_may_contain_spaces_and_numbers():
+    assert parse_line("my photos 3/a 4.jpg 12\r\n", multi_label=True) == ("my photos 3/a 4.jpg", (12,))
