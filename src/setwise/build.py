@@ -1,0 +1,195 @@
+"""Recipe -> objects: the only place where names become data, networks, losses and optimizers.
+
+No class behind this line sees a recipe; everything gets flat arguments. Weights of every part are drawn from their own
+key, so the plain, related and control model of one seed start from the same backbone and head.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from torch import nn
+
+from setwise import seeds
+from setwise.data import DATASETS, Loader, Splits, make_loader
+from setwise.errors import InvalidInput, choose
+from setwise.losses import CRITERIA, class_weights
+from setwise.metrics import by_count, by_rank
+from setwise.models import create_backbone, create_head, feature_dim, load_weights
+from setwise.nn import BatchFormer
+from setwise.nn.attend import make_uniform
+from setwise.optim import lr_factor, make_optimizer
+from setwise.recipes.schema import Data, Recipe
+from setwise.tasks import TASKS, Classification
+
+__all__ = ["build_data", "build_loader", "build_task"]
+
+Say = Callable[[str], None]
+PARTS = ("train", "val", "test")
+SERVED_BY_THE_LOADER = ("name", "augment", "mixup", "cutmix", "batch_size", "num_workers", "on_error")
+
+
+def build_data(recipe: Recipe) -> Splits:
+    """Load the recipe's data set, split by its seed.
+
+    Raises:
+        InvalidInput: if a field is set that this data set does not have.
+        SetwiseError: whatever is wrong with the files.
+    """
+    dataset = choose(recipe.data.name, DATASETS, "data set")
+    takes = inspect.signature(dataset.load).parameters
+    default, options = Data(), {}
+    for field, value in vars(recipe.data).items():
+        if field in takes:
+            if value is not None:
+                options[field] = value
+        elif field not in SERVED_BY_THE_LOADER and value != getattr(default, field):
+            choices = ", ".join(sorted(set(vars(default)) & set(takes)))
+            raise InvalidInput(
+                f"Data set {dataset.name!r} has no option `data.{field}` ({value!r}); it takes {choices}."
+            )
+    return dataset.load(seed=recipe.seed, **options)
+
+
+def build_loader(recipe: Recipe, splits: Splits, part: str) -> Loader:
+    """The batches of one part: ``train`` shuffled and augmented, ``val`` and ``test`` in order.
+
+    Args:
+        recipe: names augmentation, mixing, batch size and image size.
+        splits: from :func:`build_data`.
+        part: train, val or test.
+    """
+    data = recipe.data
+    return make_loader(
+        getattr(splits, choose(part, PARTS, "part")),  # type: ignore[call-overload]
+        batch_size=data.batch_size,
+        transform=data.augment,
+        mean=splits.mean,
+        std=splits.std,
+        seed=recipe.seed,
+        train=part == "train",
+        num_workers=data.num_workers,
+        mixup=data.mixup,
+        cutmix=data.cutmix,
+        num_classes=len(splits.class_names),
+        on_error=data.on_error,
+    )
+
+
+def build_task(
+    recipe: Recipe,
+    *,
+    counts: torch.Tensor,
+    class_names: tuple[str, ...],
+    in_chans: int,
+    image_size: int,
+    say: Say = print,
+) -> Classification:
+    """Network, loss and optimizer of a recipe.
+
+    Args:
+        recipe: what to build.
+        counts: training images per class ``[K]``.
+        class_names: their names, in label order.
+        in_chans: channels of the images.
+        image_size: side of the images in pixels, for backbones whose size is fixed when they are built.
+        say: told which of one's own weights did not load.
+    """
+    task = choose(recipe.task, TASKS, "task")
+    backbone, dim = _backbone(recipe, in_chans=in_chans, image_size=image_size, say=say)
+    with _drawn_from(recipe.seed, "head"):
+        head = create_head(recipe.head.name, dim, len(class_names), scale=recipe.head.scale)
+    groups = by_rank if recipe.groups.by == "rank" else by_count
+    return task(  # type: ignore[operator]
+        backbone,
+        head,
+        _criterion(recipe, counts, class_names),
+        _relation(recipe, dim),
+        optimizer=_optimizer(recipe),
+        counts=counts,
+        groups=groups(counts, many=recipe.groups.many, few=recipe.groups.few),
+        attend=recipe.relation.attend,
+        related_weight=recipe.relation.related_weight,
+        relate_at_test=recipe.relation.relate_at_test,
+        multi_label=recipe.data.multi_label,
+        seed=recipe.seed,
+    )
+
+
+def _backbone(recipe: Recipe, *, in_chans: int, image_size: int, say: Say) -> tuple[nn.Module, int]:
+    part = recipe.backbone
+    with _drawn_from(recipe.seed, "backbone"):
+        backbone = create_backbone(
+            part.name, pretrained=part.pretrained, in_chans=in_chans, image_size=image_size, options=dict(part.options)
+        )
+    if part.weights:
+        say(f"{part.weights} -> {part.name}: {load_weights(backbone, part.weights)}")
+    return backbone, feature_dim(backbone, in_chans=in_chans, image_size=image_size)
+
+
+def _relation(recipe: Recipe, dim: int) -> BatchFormer | None:
+    part = recipe.relation
+    if part.name == "none":
+        return None
+    with _drawn_from(recipe.seed, "relation"):
+        relation = BatchFormer(
+            dim,
+            num_heads=part.num_heads,
+            mlp_ratio=part.mlp_ratio,
+            dropout=part.dropout,
+            attention_dropout=part.attention_dropout,
+            num_layers=part.num_layers,
+        )
+    if part.attend == "uniform":
+        make_uniform(relation)
+    return relation
+
+
+def _criterion(recipe: Recipe, counts: torch.Tensor, class_names: tuple[str, ...]) -> nn.Module:
+    part = recipe.criterion
+    criterion = choose(part.name, CRITERIA, "criterion")
+    available = {
+        "counts": counts,
+        "label_smoothing": part.label_smoothing,
+        "class_weights": class_weights(part.class_weights, counts, class_names),
+        "reweight_epoch": part.reweight_epoch,
+        "max_margin": part.max_margin,
+        "scale": part.scale,
+        "gamma": part.gamma,
+    }
+    takes = inspect.signature(criterion).parameters  # type: ignore[arg-type]
+    for name, default in {"label_smoothing": 0.0, "class_weights": "none", "reweight_epoch": None}.items():
+        if name not in takes and getattr(part, name) != default:
+            raise InvalidInput(f"Criterion {part.name!r} has no option `criterion.{name}` ({getattr(part, name)!r}).")
+    return criterion(**{name: value for name, value in available.items() if name in takes})  # type: ignore[operator]
+
+
+def _optimizer(recipe: Recipe):
+    part = recipe.optimizer
+    return make_optimizer(
+        part.name,
+        lr=part.lr,
+        momentum=part.momentum,
+        nesterov=part.nesterov,
+        weight_decay=part.weight_decay,
+        relation_lr_multiplier=recipe.relation.lr_multiplier,
+        relation_weight_decay=recipe.relation.weight_decay,
+        schedule=partial(
+            lr_factor,
+            schedule=part.schedule,
+            epochs=recipe.trainer.epochs,
+            warmup_epochs=part.warmup_epochs,
+            milestones=part.milestones,
+            gamma=part.gamma,
+        ),
+    )
+
+
+@contextmanager
+def _drawn_from(seed: int, part: str) -> Iterator[None]:
+    """Initial weights depend on the seed and the part alone, and nothing else notices that they were drawn."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seeds.key(seed, "init", part))
+        yield

@@ -1,0 +1,104 @@
+"""Start from somebody's weights: read them without unpickling objects, and say what did not fit."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from setwise.errors import InvalidInput, MissingFile
+
+__all__ = ["LoadReport", "load_weights", "read_state"]
+
+WRAPPERS = ("state_dict", "model", "model_state", "state_dict_ema", "state_dict_best")
+"""Keys under which training scripts put the weights."""
+PREFIXES = ("module.", "model.", "backbone.", "encoder.", "_orig_mod.")
+"""What DataParallel, Lightning, torch.compile and their like put before names."""
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """Which weights found their place."""
+
+    loaded: tuple[str, ...]
+    missing: tuple[str, ...]
+    """In the model, not in the file: they keep their initial values."""
+    unexpected: tuple[str, ...]
+    """In the file, not in the model."""
+    misshapen: tuple[str, ...]
+    """In both, with different shapes."""
+
+    def __str__(self) -> str:
+        lines = [f"loaded {len(self.loaded)} tensors"]
+        for what in ("missing", "unexpected", "misshapen"):
+            names = getattr(self, what)
+            if names:
+                more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+                lines.append(f"{what} ({len(names)}): {', '.join(names[:8])}{more}")
+        return "\n  ".join(lines)
+
+
+def read_state(path: str | Path) -> dict[str, Tensor]:
+    """Name -> tensor from a .safetensors, .pt or .pth file; pickled files are read with ``weights_only=True``.
+
+    Raises:
+        MissingFile: if there is no such file.
+        InvalidInput: if it is damaged, holds other objects than tensors, or no tensor at all.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise MissingFile(f"There is no weights file {path}.")
+    try:
+        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    except Exception as error:  # a damaged file ends in any of a dozen kinds of errors
+        if "unsupported global" in str(error).lower():
+            raise InvalidInput(
+                f"{path} holds more than tensors, and unpickling it could run code. Save `model.state_dict()` alone, "
+                "or convert it to safetensors where you trust it."
+            ) from error
+        raise InvalidInput(
+            f"{path} cannot be read as weights: it is damaged, or no file of tensors ({type(error).__name__})."
+        ) from error
+    for wrapper in WRAPPERS:
+        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
+            state = state[wrapper]
+    tensors = (
+        {name: value for name, value in state.items() if isinstance(value, Tensor)} if isinstance(state, dict) else {}
+    )
+    if not tensors:
+        raise InvalidInput(f"{path} holds no named tensors; a state dict was expected.")
+    return tensors
+
+
+def load_weights(model: nn.Module, path: str | Path) -> LoadReport:
+    """Load what fits from ``path`` into ``model``, in place.
+
+    Prefixes of wrappers (``module.``, ``backbone.`` ...) are taken off where that makes more names fit.
+
+    Raises:
+        MissingFile: if there is no such file.
+        InvalidInput: if the file cannot be read, or nothing in it fits.
+    """
+    own, state = model.state_dict(), read_state(path)
+    state = max(_without_prefixes(state), key=lambda candidate: len(own.keys() & candidate.keys()))
+    fitting = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
+    report = LoadReport(
+        loaded=tuple(fitting),
+        missing=tuple(name for name in own if name not in state),
+        unexpected=tuple(name for name in state if name not in own),
+        misshapen=tuple(name for name in state if name in own and name not in fitting),
+    )
+    if not fitting:
+        raise InvalidInput(f"Nothing in {path} fits this {type(model).__name__}: {report}")
+    model.load_state_dict(fitting, strict=False)
+    return report
+
+
+def _without_prefixes(state: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+    """The state as it is, and with one, two ... known prefixes taken off all names that have them."""
+    candidates = [state]
+    while prefix := next((p for p in PREFIXES if any(name.startswith(p) for name in candidates[-1])), None):
+        # Only the wrapped part can be this model: a Lightning checkpoint has heads and criteria beside it.
+        candidates.append({n.removeprefix(prefix): v for n, v in candidates[-1].items() if n.startswith(prefix)})
+    return candidates

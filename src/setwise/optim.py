@@ -1,0 +1,134 @@
+"""Parameter groups, optimizers and schedules as factories that a task calls on its own parameters."""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import nn
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from setwise.errors import InvalidInput
+
+__all__ = ["lr_factor", "make_optimizer", "parameter_groups"]
+
+
+def parameter_groups(
+    network: nn.Module,
+    relation: nn.Module | None,
+    *,
+    lr: float,
+    weight_decay: float,
+    relation_lr_multiplier: float = 1.0,
+    relation_weight_decay: float | None = None,
+    decay_vectors: bool = True,
+) -> list[dict[str, object]]:
+    """Groups for the network and its relation, each split into weights and (where exempt) vectors.
+
+    Args:
+        network: everything that trains, the relation included.
+        relation: its relation, if it has one; it gets its own learning rate and weight decay.
+        lr: learning rate of the network.
+        weight_decay: of the network.
+        relation_lr_multiplier: learning rate of the relation over the network's. The authors' Balanced Softmax code:
+            0.1; elsewhere 1.
+        relation_weight_decay: of the relation; None: the network's.
+        decay_vectors: biases and norms decay too, as under SGD in the long-tailed literature.
+    """
+    inside = {id(p) for p in relation.parameters()} if relation is not None else set()
+    groups: dict[tuple[str, float, float], list[nn.Parameter]] = {}
+    for parameter in network.parameters():
+        related = id(parameter) in inside
+        decay = relation_weight_decay if related and relation_weight_decay is not None else weight_decay
+        if parameter.dim() < 2 and not decay_vectors:
+            decay = 0.0
+        rate = lr * relation_lr_multiplier if related else lr
+        groups.setdefault(("relation" if related else "network", rate, decay), []).append(parameter)
+    return [
+        {"name": name, "params": parameters, "lr": rate, "weight_decay": decay}
+        for (name, rate, decay), parameters in groups.items()
+    ]
+
+
+def lr_factor(
+    epoch: int,
+    *,
+    schedule: str,
+    epochs: int,
+    warmup_epochs: int = 0,
+    milestones: Sequence[int] = (),
+    gamma: float = 0.1,
+) -> float:
+    """Factor on the learning rate in a 0-based epoch.
+
+    >>> [round(lr_factor(e, schedule="cosine", epochs=4), 3) for e in range(4)]
+    [1.0, 0.854, 0.5, 0.146]
+    >>> [lr_factor(e, schedule="constant", epochs=4, warmup_epochs=2) for e in range(4)]
+    [0.5, 1.0, 1.0, 1.0]
+    """
+    if epoch < warmup_epochs:
+        return (epoch + 1) / warmup_epochs
+    if schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * (epoch - warmup_epochs) / max(1, epochs - warmup_epochs)))
+    if schedule == "multistep":
+        return gamma ** sum(epoch >= milestone for milestone in milestones)
+    return 1.0
+
+
+def make_optimizer(
+    name: str,
+    *,
+    lr: float,
+    momentum: float,
+    nesterov: bool,
+    weight_decay: float,
+    relation_lr_multiplier: float,
+    relation_weight_decay: float | None,
+    schedule: Callable[[int], float],
+) -> Callable[[nn.Module, nn.Module | None], tuple[Optimizer, LambdaLR]]:
+    """A factory: ``(network, relation) -> (optimizer, schedule)``, the schedule stepped once an epoch.
+
+    Raises:
+        InvalidInput: for a learning rate, momentum or weight decay out of range.
+    """
+    for what, value in {
+        "optimizer.lr": lr,
+        "optimizer.weight_decay": weight_decay,
+        "optimizer.momentum": momentum,
+    }.items():
+        if value < 0 or not math.isfinite(value):
+            raise InvalidInput(f"`{what}` must be a finite number of 0 or more, but it is {value}.")
+    return partial(
+        _build,
+        name=name,
+        momentum=momentum,
+        nesterov=nesterov,
+        schedule=schedule,
+        groups={
+            "lr": lr,
+            "weight_decay": weight_decay,
+            "relation_lr_multiplier": relation_lr_multiplier,
+            "relation_weight_decay": relation_weight_decay,
+            "decay_vectors": name == "sgd",
+        },
+    )
+
+
+def _build(
+    network: nn.Module,
+    relation: nn.Module | None,
+    *,
+    name: str,
+    momentum: float,
+    nesterov: bool,
+    schedule: Callable[[int], float],
+    groups: dict,
+) -> tuple[Optimizer, LambdaLR]:
+    parameters = parameter_groups(network, relation, **groups)
+    optimizer: Optimizer
+    if name == "sgd":
+        optimizer = torch.optim.SGD(parameters, momentum=momentum, nesterov=nesterov)
+    else:
+        optimizer = AdamW(parameters, betas=(momentum, 0.999))
+    return optimizer, LambdaLR(optimizer, schedule)

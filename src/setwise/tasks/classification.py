@@ -1,0 +1,173 @@
+"""Classify images with a relation between backbone and head, in training.
+
+Letters: ``B`` samples, ``S`` streams (2 in training with a relation, else 1), ``C`` channels, ``K`` classes.
+"""
+
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable
+
+import lightning.pytorch as L
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from setwise import seeds
+from setwise.data import Batch
+from setwise.metrics import adjust, choose_tau, classification_metrics, multilabel_metrics
+from setwise.nn import streams
+from setwise.nn.attend import attend_mask
+from setwise.nn.gather import gather_objects
+
+__all__ = ["Classification"]
+
+OptimizerFactory = Callable[[nn.Module, nn.Module | None], tuple[Optimizer, LRScheduler]]
+
+
+class Classification(L.LightningModule):
+    """Train a classifier whose samples learn from each other; predict with the plain one.
+
+    Args:
+        backbone: images ``[B, c, H, W]`` -> features ``[B, C]``.
+        head: features -> scores ``[B, K]``, shared by both streams.
+        criterion: ``(logits [N, K], target) -> losses [N]``.
+        relation: between backbone and head in training; None: the plain model.
+        optimizer: factory of optimizer and schedule, called on this module and the relation.
+        counts: training images per class ``[K]``.
+        groups: name -> classes ``[K]`` boolean, for the metrics of many-, medium- and few-shot classes.
+        attend: whom a sample may attend to in training; see :data:`setwise.nn.attend.ATTEND`.
+        related_weight: weight of the related stream's loss against the plain stream's 1. Paper: 1.
+        relate_at_test: predict from related features (transductive); the paper predicts from plain ones.
+        multi_label: targets are ``[B, K]`` and several classes may be right.
+        seed: keys the dropout of every step, so that a resumed run draws what an unbroken one would have drawn.
+
+    Source: Hou, Yu, Tao, BatchFormer, CVPR 2022, arXiv:2203.01522, sections 3.2 and 3.3.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        head: nn.Module,
+        criterion: nn.Module,
+        relation: nn.Module | None = None,
+        *,
+        optimizer: OptimizerFactory,
+        counts: Tensor,
+        groups: dict[str, Tensor],
+        attend: str = "all",
+        related_weight: float = 1.0,
+        relate_at_test: bool = False,
+        multi_label: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.backbone, self.head, self.criterion, self.relation = backbone, head, criterion, relation
+        self.make_optimizer, self.counts, self.groups = optimizer, counts, groups
+        self.attend, self.related_weight, self.relate_at_test = attend, related_weight, relate_at_test
+        self.multi_label, self.seed = multi_label, seed
+        self._curves: dict[str, list[Tensor]] = {}
+        self._validation: list[tuple[Tensor, Tensor]] = []
+        self._warned = False
+
+    def forward(self, image: Float[Tensor, "B c H W"]) -> Float[Tensor, "B K"]:
+        """Class scores of images, as they are predicted at test time."""
+        z = self.backbone(image)
+        if self.relate_at_test and self.relation is not None:
+            z = self.relation.relate(z)
+        return self.head(z)
+
+    def plain(self) -> nn.Sequential:
+        """What ships: backbone and head alone, sharing their weights with this task."""
+        return nn.Sequential(OrderedDict(backbone=self.backbone, head=self.head))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The paper's step: relate the features, score both streams with one head, double the target."""
+        z = self.backbone(batch.image)  # [B, C]
+        if self.relation is not None:
+            z = self.relation(z, self._mask(batch.target, batch_idx))  # [S*B, C]
+        logits = self.head(z)  # [S*B, K]
+        losses = self.criterion(logits, streams.tile(batch.target, like=logits))
+        plain, related = streams.split(losses, like=batch.target)
+        self._keep_curves(logits.detach(), losses.detach(), batch.target)
+        if related is None:
+            return plain.mean()
+        return (plain.mean() + self.related_weight * related.mean()) / (1 + self.related_weight)
+
+    def _mask(self, target: Tensor, batch_idx: int) -> Tensor | None:
+        self._warn_single_class(target)
+        if self.attend == "shuffled":
+            order = seeds.generator(self.seed, "shuffled", self.current_epoch, batch_idx)
+            return attend_mask(self.attend, target, generator=order)
+        return attend_mask(self.attend, target)
+
+    def _warn_single_class(self, target: Tensor) -> None:
+        # Asked of the first batch alone: comparing labels waits for the device.
+        if self._warned or target.dim() != 1:
+            return
+        self._warned = True
+        if bool((target == target[0]).all()):
+            warnings.warn(
+                f"All {len(target)} samples of the first batch are of class {int(target[0])}: the relation can learn "
+                "nothing across classes. Shuffle the data, or use a larger batch.",
+                stacklevel=2,
+            )
+
+    def on_train_epoch_start(self) -> None:
+        """Tell a deferred criterion which epoch it is."""
+        self.criterion.set_epoch(self.current_epoch)
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Key everything random in the step (dropout, stochastic depth) by seed, epoch, step and rank."""
+        torch.manual_seed(seeds.key(self.seed, "dropout", self.current_epoch, batch_idx, self.global_rank))
+
+    def _keep_curves(self, logits: Tensor, losses: Tensor, target: Tensor) -> None:
+        """Loss and accuracy of each stream, kept on the device until the epoch ends."""
+        labels = target if target.dim() == 1 else target.argmax(1)
+        for stream, scores, values in zip(
+            ("plain", "related"), streams.split(logits, like=target), streams.split(losses, like=target), strict=True
+        ):
+            if scores is not None and values is not None:
+                self._curves.setdefault(f"train/{stream}_loss", []).append(values.mean())
+                self._curves.setdefault(f"train/{stream}_accuracy", []).append(
+                    (scores.argmax(1) == labels).float().mean()
+                )
+
+    def on_train_epoch_end(self) -> None:
+        """Log the curves of the two streams, apart."""
+        self.log_dict({name: torch.stack(values).mean() for name, values in self._curves.items()}, sync_dist=True)
+        self._curves.clear()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Keep scores and targets; metrics of groups are not means over batches."""
+        self._validation.append((self(batch.image).float().cpu(), batch.target.cpu()))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log every metric under ``val/``, the adjusted ones at the strength that validation itself prefers."""
+        parts = [part for parts in gather_objects(self._validation) for part in parts]
+        self._validation.clear()
+        logits, target = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+        metrics = self.metrics(logits, target, tau=self.choose_tau(logits, target))
+        self.log_dict({f"val/{name}": value for name, value in metrics.items()})
+
+    def choose_tau(self, logits: Float[Tensor, "N K"], target: Tensor) -> float:
+        """Strength of the logit adjustment that validation scores prefer; 0 for multi-label targets."""
+        return 0.0 if self.multi_label else choose_tau(logits, target, self.counts)
+
+    def metrics(self, logits: Float[Tensor, "N K"], target: Tensor, *, tau: float) -> dict[str, float]:
+        """All metrics of scores: as they are, and as ``adjusted_...`` after logit adjustment of strength ``tau``.
+
+        Returns:
+            Name -> fraction in 0..1; a metric of an empty group is absent.
+        """
+        if self.multi_label:
+            return multilabel_metrics(logits, target, groups=self.groups)
+        metrics = classification_metrics(logits, target, groups=self.groups)
+        adjusted = classification_metrics(adjust(logits, self.counts, tau), target, groups=self.groups)
+        return metrics | {f"adjusted_{name}": value for name, value in adjusted.items()}
+
+    def configure_optimizers(self) -> dict[str, object]:
+        """One optimizer; its schedule is stepped once an epoch."""
+        optimizer, schedule = self.make_optimizer(self, self.relation)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}
