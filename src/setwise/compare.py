@@ -1,0 +1,253 @@
+"""Run plain, related and control over the same seeds, in parallel processes, and continue where it was broken off."""
+
+import itertools
+import json
+import multiprocessing
+import os
+import queue
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from setwise.errors import RunError, choose
+from setwise.judge import Arm, Plan, read_plan, write_plan
+from setwise.nn.attend import ATTEND
+from setwise.recipes import Recipe
+from setwise.run import fit
+from setwise.run_folder import RunFolder, read_lines, write_whole
+
+__all__ = ["Progress", "compare", "make_plan"]
+
+TUNING_SEED = 100_000
+"""Tuning runs have seeds of their own, so that no seed of the comparison has been chosen for."""
+
+Say = Callable[[str], None]
+Progress = Callable[[str, float], None]
+"""Told which run moved, and how many of the epochs of all runs are done, 0..1."""
+
+
+@dataclass(frozen=True)
+class _Job:
+    name: str
+    recipe: Recipe
+    folder: Path
+
+
+def make_plan(recipe: Recipe, *, attend: Sequence[str] = (), tune: Mapping[str, Sequence[Any]] | None = None) -> Plan:
+    """Fix arms and seeds before the first run.
+
+    Args:
+        recipe: the related recipe; its ``num_seeds`` seeds start at its ``seed``.
+        attend: kinds of neighbours; the first is that of the related arm, each further one an arm of its own. None
+            given: the recipe's.
+        tune: recipe fields and the values that every arm tries, each with a seed of its own, judged on validation.
+
+    Raises:
+        UnknownName: if there is no such kind of neighbour.
+        RunError: if the recipe has no relation to compare.
+    """
+    if recipe.variant != "related":
+        raise RunError(
+            f"A comparison needs a related recipe, but {recipe.name!r} is {recipe.variant} (relation.name "
+            f"{recipe.relation.name}, relation.attend {recipe.relation.attend}): plain and control are made from it."
+        )
+    for kind in attend:
+        choose(kind, ATTEND, "kind of neighbour (--attend)")
+    if "self" in attend:
+        raise RunError("--attend self is the control, which every comparison runs anyway; name other kinds.")
+    kinds = tuple(dict.fromkeys(attend)) or (recipe.relation.attend,)
+    recipe = recipe.override({"relation.attend": kinds[0]})
+    arms = [Arm("plain", "plain", {}), Arm("control", "control", {}), Arm("related", "related", {})]
+    arms += [Arm(f"related-{kind}", "related", {"relation.attend": kind}) for kind in kinds[1:]]
+    seeds = tuple(range(recipe.seed, recipe.seed + recipe.num_seeds))
+    return Plan(recipe, tuple(arms), seeds, {name: list(values) for name, values in (tune or {}).items()})
+
+
+def compare(
+    plan: Plan | None,
+    root: str | Path,
+    *,
+    workers: int | None = None,
+    progress: Progress | None = None,
+    say: Say = print,
+) -> Plan:
+    """Carry out ``plan`` in the folder ``root``, or finish the plan that stands there.
+
+    Args:
+        plan: what to run; None continues the folder's own plan.
+        root: folder of the comparison.
+        workers: processes that train at a time; None: one a core on a CPU, one on anything else.
+        progress: told about every epoch.
+        say: told what a person should know.
+
+    Returns:
+        The plan that was carried out; its runs are complete and ``root/results.jsonl`` holds their lines.
+
+    Raises:
+        RunError: if runs failed; the others are complete and ``--resume`` continues.
+    """
+    root = Path(root)
+    if plan is None:
+        plan = read_plan(root)
+    else:
+        write_plan(plan, root)
+    plan = _tune(plan, root, workers, progress, say)
+    jobs = [
+        _Job(f"{arm.name}, seed {seed}", _recipe(plan, arm, seed), plan.folder(root, arm, seed))
+        for seed in plan.seeds
+        for arm in plan.arms
+    ]
+    _work(jobs, workers, progress or _silent)
+    lines = [read_lines(RunFolder(job.folder).results)[-1] for job in jobs]
+    for line, (_, arm) in zip(lines, itertools.product(plan.seeds, plan.arms), strict=True):
+        line["recipe"] += "".join(f" --{name} {value}" for name, value in arm.settings.items())
+    write_whole(root / "results.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    return plan
+
+
+def _recipe(plan: Plan, arm: Arm, seed: int) -> Recipe:
+    return plan.recipe.override(arm.settings).as_variant(arm.variant).override({"seed": seed})  # type: ignore[arg-type]
+
+
+def _tune(plan: Plan, root: Path, workers: int | None, progress: Progress | None, say: Say) -> Plan:
+    """Give every arm the setting that its own validation prefers; the same grid and seed for all."""
+    if not plan.tune:
+        return plan
+    grid = [dict(zip(plan.tune, values, strict=True)) for values in itertools.product(*plan.tune.values())]
+    tuned, log = [], []
+    trials = {
+        arm.name: [
+            _Job(
+                f"tuning {arm.name}, setting {number + 1} of {len(grid)}",
+                _recipe(plan, arm, TUNING_SEED).override(setting),
+                root / "tuning" / arm.name / f"setting-{number}",
+            )
+            for number, setting in enumerate(grid)
+        ]
+        for arm in plan.arms
+    }
+    _work([job for jobs in trials.values() for job in jobs], workers, progress or _silent)
+    for arm in plan.arms:
+        scores = [_validation(job) for job in trials[arm.name]]
+        best = grid[int(np.argmax(scores))]
+        log += [{"arm": arm.name, "setting": s, "validation": v} for s, v in zip(grid, scores, strict=True)]
+        say(f"{arm.name}: of {len(grid)} settings validation prefers {best}")
+        tuned.append(replace(arm, settings=arm.settings | best))
+    write_whole(root / "tuning.jsonl", "".join(json.dumps(line) + "\n" for line in log))
+    plan = replace(plan, arms=tuple(tuned))
+    write_plan(plan, root)
+    return plan
+
+
+def _validation(job: _Job) -> float:
+    with np.load(RunFolder(job.folder).predictions, allow_pickle=False) as saved:
+        return float(saved[f"val_{job.recipe.primary}"])
+
+
+def _silent(name: str, done: float) -> None:
+    pass
+
+
+def _work(jobs: Sequence[_Job], workers: int | None, progress: Progress) -> None:
+    """Run all jobs that are not complete; those already begun continue from their checkpoints."""
+    todo = [job for job in jobs if not RunFolder(job.folder).complete]
+    if not todo:
+        return
+    workers = min(len(todo), workers or _default_workers(todo[0].recipe))
+    share = 1 / len(jobs)
+    finished = len(jobs) - len(todo)
+    if workers == 1:
+        for number, job in enumerate(todo):
+            base = (finished + number) * share
+            _train(job, _EpochReport(job.name, lambda name, part, base=base: progress(name, base + part * share)))
+            progress(job.name, base + share)
+        return
+    _work_in_parallel(todo, workers, finished, share, progress)
+
+
+def _work_in_parallel(todo: Sequence[_Job], workers: int, finished: int, share: float, progress: Progress) -> None:
+    context = multiprocessing.get_context("spawn")  # a forked child would inherit torch's threads in any state
+    messages = context.Queue()
+    threads = max(1, len(os.sched_getaffinity(0)) // workers)
+    parts = {job.name: 0.0 for job in todo}
+    failed: dict[str, BaseException] = {}
+    with ProcessPoolExecutor(workers, context, _start_worker, (messages, threads)) as pool:
+        try:
+            futures: dict[Future[None], str] = {pool.submit(_train_in_worker, job): job.name for job in todo}
+            pending = set(futures)
+            while pending:
+                done, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
+                for name, part in [*_drain(messages), *((futures[future], 1.0) for future in done)]:
+                    parts[name] = max(parts[name], part)
+                    progress(name, (finished + sum(parts.values())) * share)
+                failed |= {futures[future]: error for future in done if (error := future.exception()) is not None}
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    _raise_failures(failed, len(todo))
+
+
+def _raise_failures(failed: Mapping[str, BaseException], number: int) -> None:
+    if not failed:
+        return
+    name, error = next(iter(failed.items()))
+    if isinstance(error, BrokenProcessPool):
+        reason = "a worker process was ended from outside; if memory ran out, lower --workers or --data.batch-size"
+    else:
+        reason = f"{name}: {error}"
+    raise RunError(
+        f"{len(failed)} of {number} runs did not finish ({reason}). The others are kept; --resume continues."
+    ) from error
+
+
+def _drain(messages: "multiprocessing.Queue[tuple[str, float]]") -> Iterator[tuple[str, float]]:
+    while True:
+        try:
+            yield messages.get_nowait()
+        except queue.Empty:
+            return
+
+
+def _default_workers(recipe: Recipe) -> int:
+    on_cpu = recipe.trainer.accelerator == "cpu" or (
+        recipe.trainer.accelerator == "auto" and not torch.accelerator.is_available()
+    )
+    return len(os.sched_getaffinity(0)) if on_cpu else 1
+
+
+class _EpochReport(Callback):
+    """Says after every epoch which part of a run is done."""
+
+    def __init__(self, name: str, tell: Callable[[str, float], None]) -> None:
+        self.name, self.tell = name, tell
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        self.tell(self.name, (trainer.current_epoch + 1) / (trainer.max_epochs + 1))
+
+
+def _train(job: _Job, report: _EpochReport) -> None:
+    fit(job.recipe, job.folder, resume=True, progress=False, say=_mute, callbacks=(report,))
+
+
+def _mute(sentence: str) -> None:
+    """A hundred runs need not each say what the first one says."""
+
+
+_messages: Any = None
+
+
+def _start_worker(messages: Any, threads: int) -> None:
+    global _messages
+    _messages = messages
+    torch.set_num_threads(threads)
+
+
+def _train_in_worker(job: _Job) -> None:
+    _train(job, _EpochReport(job.name, lambda name, part: _messages.put((name, part))))

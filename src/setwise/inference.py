@@ -1,0 +1,149 @@
+"""Predict with a trained run: images in, names and probabilities out."""
+
+import csv
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+import torch
+from torch import Tensor
+
+from setwise.data import Split, make_loader
+from setwise.data.images import ImageFiles, StackedImages, decode
+from setwise.errors import InvalidInput, MissingFile, RunError
+from setwise.metrics import adjust
+from setwise.run import Model, load_run, scores_of
+
+__all__ = ["Prediction", "find_images", "predict", "write_csv"]
+
+EXTENSIONS = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The likeliest classes of one image, best first."""
+
+    path: str
+    classes: tuple[str, ...]
+    probabilities: tuple[float, ...]
+
+
+def find_images(inputs: Sequence[Path]) -> list[Path]:
+    """Files as they are named, folders as the images below them in order of their names.
+
+    Raises:
+        MissingFile: if an input is not there.
+        InvalidInput: if there is no image among them.
+    """
+    found: list[Path] = []
+    for path in inputs:
+        if path.is_dir():
+            found += sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS and not p.name.startswith("."))
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise MissingFile(f"There is no image or folder {path}.")
+    if not found:
+        raise InvalidInput(
+            f"There is no image in {', '.join(map(str, inputs))} (looked for {', '.join(sorted(EXTENSIONS))})."
+        )
+    return found
+
+
+def predict(
+    run: str | Path, inputs: Sequence[Path], *, top_k: int = 5, adjusted: bool = False, batch_size: int = 64
+) -> list[Prediction]:
+    """Classify images with the plain model of a run.
+
+    Args:
+        run: run folder.
+        inputs: images and folders of images.
+        top_k: classes per image.
+        adjusted: add the logit adjustment that validation chose, as the adjusted metrics do.
+        batch_size: images at a time; predictions do not depend on it, unless the run relates at test time.
+
+    Returns:
+        One prediction an image, in the order of the inputs.
+
+    Raises:
+        DataError: naming the images that cannot be read.
+    """
+    recipe, task, model = load_run(run)
+    paths = find_images(inputs)
+    split = _as_split(paths, model)
+    loader = make_loader(
+        split,
+        batch_size=batch_size,
+        transform="none",
+        mean=model.mean,
+        std=model.std,
+        seed=recipe.seed,
+        train=False,
+        num_classes=len(model.class_names),
+    )
+    scores = scores_of(task, loader)["scores"]
+    if adjusted:
+        scores = adjust(scores, task.counts, model.tau)
+    probabilities = scores.sigmoid() if task.multi_label else scores.softmax(1)
+    best = probabilities.topk(min(top_k, len(model.class_names)), dim=1)
+    return [
+        Prediction(str(path), tuple(model.class_names[k] for k in classes), tuple(values))
+        for path, values, classes in zip(paths, best.values.tolist(), best.indices.tolist(), strict=True)
+    ]
+
+
+def write_csv(predictions: Sequence[Prediction], path: Path | None) -> None:
+    """One line an image: path, then class and probability of each rank.
+
+    Args:
+        predictions: at least one.
+        path: a file that does not exist yet; None: standard output.
+
+    Raises:
+        RunError: if the file exists, or cannot be written.
+    """
+    if path is None:
+        _write_rows(predictions, sys.stdout)
+        return
+    try:
+        with path.open("x", newline="", encoding="utf-8") as file:
+            _write_rows(predictions, file)
+    except FileExistsError as error:
+        raise RunError(f"{path} exists already and is not overwritten; name another file with --out.") from error
+    except OSError as error:
+        raise RunError(f"{path} cannot be written: {error.strerror}.") from error
+
+
+def _write_rows(predictions: Sequence[Prediction], file: TextIO) -> None:
+    ranks = range(1, len(predictions[0].classes) + 1)
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(["path", *(column for rank in ranks for column in (f"class_{rank}", f"probability_{rank}"))])
+    writer.writerows([p.path, *_interleave(p)] for p in predictions)
+
+
+def _interleave(prediction: Prediction) -> Iterator[object]:
+    for name, probability in zip(prediction.classes, prediction.probabilities, strict=True):
+        yield name
+        yield f"{probability:.6f}"
+
+
+def _as_split(paths: Sequence[Path], model: Model) -> Split:
+    """Files read batch by batch; grey networks get grey images, which are few and small enough to decode at once."""
+    images: ImageFiles | StackedImages = ImageFiles(paths)
+    if len(model.mean) == 1:
+        images = StackedImages(torch.stack([_grey(decode(path), model.image_size) for path in paths]))
+    return Split(
+        images=images,
+        target=torch.zeros(len(paths), dtype=torch.int64),
+        names=tuple(map(str, paths)),
+        image_size=model.image_size,
+    )
+
+
+def _grey(image: Tensor, size: int) -> Tensor:
+    from torchvision.transforms.v2 import functional as tv
+
+    grey = tv.rgb_to_grayscale(image)
+    return tv.center_crop(tv.resize(grey, [size], antialias=True), [size, size])

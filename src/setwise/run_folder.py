@@ -1,0 +1,133 @@
+"""What a run leaves on disk, and where: one place that knows the names of the files.
+
+::
+
+    runs/digits-lt/
+        recipe.yaml           the resolved recipe; `setwise train` takes it again
+        environment.json      versions, commit, machine
+        logs/                 TensorBoard and CSV curves
+        checkpoints/          last.ckpt (and best.ckpt): what a killed run continues from
+        weights.safetensors   the selected weights
+        model.json            what the network must be told besides its weights: classes, image size, normalisation
+        predictions.npz       predicted classes of the test part over the strengths of logit adjustment
+        per_class.csv         accuracy of every class
+        results.jsonl         one line: the result; its presence says that the run is complete
+"""
+
+import contextlib
+import csv
+import json
+import os
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from setwise.errors import MissingFile, RunError
+
+__all__ = ["RunFolder", "commit", "fresh_folder", "read_classes", "read_lines", "versions", "write_whole"]
+
+
+class RunFolder:
+    """The files of one run, by what they are."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.recipe = self.path / "recipe.yaml"
+        self.environment = self.path / "environment.json"
+        self.logs = self.path / "logs"
+        self.checkpoints = self.path / "checkpoints"
+        self.last = self.checkpoints / "last.ckpt"
+        self.best = self.checkpoints / "best.ckpt"
+        self.model = self.path / "model.json"
+        self.weights = self.path / "weights.safetensors"
+        self.predictions = self.path / "predictions.npz"
+        self.per_class = self.path / "per_class.csv"
+        self.results = self.path / "results.jsonl"
+
+    @property
+    def complete(self) -> bool:
+        """Whether the run ended and was evaluated."""
+        return self.results.is_file() and self.results.stat().st_size > 0
+
+    def require(self, file: Path, what: str) -> Path:
+        """``file``, or an error that says what is missing from this folder."""
+        if not file.is_file():
+            known = "is no run folder" if not self.recipe.is_file() else f"has no {what} ({file.name})"
+            raise MissingFile(f"{self.path} {known}. `setwise train NAME` makes one; an unfinished run needs --resume.")
+        return file
+
+
+def fresh_folder(root: Path, name: str) -> Path:
+    """A folder that does not exist yet: ``root/name``, else ``root/name-2``, ``root/name-3`` ..., made here."""
+    number = 1
+    while True:
+        path = root / (name if number == 1 else f"{name}-{number}")
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            number += 1
+        except OSError as error:
+            raise RunError(
+                f"The run folder {path} cannot be made: {error.strerror}. Choose another with --out."
+            ) from error
+        else:
+            return path
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The JSON lines of a results file; a torn last line is an error that names it."""
+    lines = []
+    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError as error:
+            raise RunError(
+                f"{path}, line {number} is not JSON ({error}). Delete the file to evaluate the run again."
+            ) from error
+    return lines
+
+
+def read_classes(path: str | Path) -> list[dict[str, Any]]:
+    """The table of classes of a run, one row a class; empty for multi-label runs."""
+    table = RunFolder(path).per_class
+    if not table.is_file():
+        return []
+    with table.open(newline="", encoding="utf-8") as file:
+        rows: list[dict[str, Any]] = list(csv.DictReader(file))
+    for row in rows:
+        row["train_images"] = int(row["train_images"])
+        row["accuracy"], row["adjusted_accuracy"] = float(row["accuracy"]), float(row["adjusted_accuracy"])
+    return rows
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that it is either the old one or the whole new one, whatever happens in between."""
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
+
+
+def versions() -> dict[str, str]:
+    """Versions that a result depends on."""
+    found = {"python": platform.python_version()}
+    for package in ("setwise", "torch", "torchvision", "timm", "lightning", "numpy"):
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
+def commit() -> str | None:
+    """Commit of setwise itself when it runs from its checkout ("+" if changed since), None from a wheel."""
+    here = Path(__file__).resolve().parent
+    if here.parent.name != "src" or not (here.parent.parent / ".git").exists():
+        return None
+    try:
+        head, changed = (
+            subprocess.run(command, cwd=here, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+            for command in (["git", "rev-parse", "--short=12", "HEAD"], ["git", "status", "--porcelain", "-uno", "."])
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return head + "+" * bool(changed)
