@@ -8,6 +8,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,14 +16,15 @@ from torch import nn
 from setwise import seeds
 from setwise.data import DATASETS, Loader, Splits, make_loader
 from setwise.errors import InvalidInput, choose
-from setwise.losses import CRITERIA, class_weights
+from setwise.losses import CRITERIA, Criterion, class_weights
 from setwise.metrics import by_count, by_rank
 from setwise.models import create_backbone, create_head, feature_dim, load_weights
 from setwise.nn import BatchFormer
-from setwise.nn.attend import make_uniform
+from setwise.nn.attend import fix_query_and_key, make_uniform
 from setwise.optim import lr_factor, make_optimizer
 from setwise.recipes.schema import Data, Recipe
 from setwise.tasks import TASKS, Classification
+from setwise.tasks.classification import OptimizerFactory
 
 __all__ = ["build_data", "build_loader", "build_task"]
 
@@ -144,10 +146,12 @@ def _relation(recipe: Recipe, dim: int) -> BatchFormer | None:
         )
     if part.attend == "uniform":
         make_uniform(relation)
+    elif part.attend == "self":
+        fix_query_and_key(relation)
     return relation
 
 
-def _criterion(recipe: Recipe, counts: torch.Tensor, class_names: tuple[str, ...]) -> nn.Module:
+def _criterion(recipe: Recipe, counts: torch.Tensor, class_names: tuple[str, ...]) -> Criterion:
     part = recipe.criterion
     criterion = choose(part.name, CRITERIA, "criterion")
     available = {
@@ -156,17 +160,18 @@ def _criterion(recipe: Recipe, counts: torch.Tensor, class_names: tuple[str, ...
         "class_weights": class_weights(part.class_weights, counts, class_names),
         "reweight_epoch": part.reweight_epoch,
         "max_margin": part.max_margin,
-        "scale": part.scale,
+        "scale": recipe.head.scale if recipe.head.name == "cosine" else 1.0,  # margins in units of the cosine
         "gamma": part.gamma,
     }
     takes = inspect.signature(criterion).parameters  # type: ignore[arg-type]
     for name, default in {"label_smoothing": 0.0, "class_weights": "none", "reweight_epoch": None}.items():
         if name not in takes and getattr(part, name) != default:
             raise InvalidInput(f"Criterion {part.name!r} has no option `criterion.{name}` ({getattr(part, name)!r}).")
-    return criterion(**{name: value for name, value in available.items() if name in takes})  # type: ignore[operator]
+    arguments: dict[str, Any] = {name: value for name, value in available.items() if name in takes}
+    return criterion(**arguments)
 
 
-def _optimizer(recipe: Recipe):
+def _optimizer(recipe: Recipe) -> OptimizerFactory:
     part = recipe.optimizer
     return make_optimizer(
         part.name,

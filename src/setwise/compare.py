@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -166,10 +167,14 @@ def _work(jobs: Sequence[_Job], workers: int | None, progress: Progress) -> None
     if workers == 1:
         for number, job in enumerate(todo):
             base = (finished + number) * share
-            _train(job, _EpochReport(job.name, lambda name, part, base=base: progress(name, base + part * share)))
+            _train(job, _EpochReport(job.name, partial(_move, progress, base, share)))
             progress(job.name, base + share)
         return
     _work_in_parallel(todo, workers, finished, share, progress)
+
+
+def _move(progress: Progress, base: float, share: float, name: str, part: float) -> None:
+    progress(name, base + part * share)
 
 
 def _work_in_parallel(todo: Sequence[_Job], workers: int, finished: int, share: float, progress: Progress) -> None:

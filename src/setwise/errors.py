@@ -39,7 +39,7 @@ class RunError(SetwiseError, RuntimeError):
 
 
 @overload
-def choose(name: str, table: Mapping[str, T], kind: str) -> T: ...
+def choose(name: str, table: Mapping[str, T], kind: str) -> T: ...  # type: ignore[overload-overlap]
 @overload
 def choose(name: str, table: Iterable[str], kind: str) -> str: ...
 def choose(name: str, table: Mapping[str, T] | Iterable[str], kind: str) -> T | str:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TextIO
 
 import torch
-from torch import Tensor
 
 from setwise.data import Split, make_loader
 from setwise.data.images import ImageFiles, StackedImages, decode
+from setwise.data.transforms import to_grey
 from setwise.errors import InvalidInput, MissingFile, RunError
 from setwise.metrics import adjust
 from setwise.run import Model, load_run, scores_of
@@ -133,17 +133,10 @@ def _as_split(paths: Sequence[Path], model: Model) -> Split:
     """Files read batch by batch; grey networks get grey images, which are few and small enough to decode at once."""
     images: ImageFiles | StackedImages = ImageFiles(paths)
     if len(model.mean) == 1:
-        images = StackedImages(torch.stack([_grey(decode(path), model.image_size) for path in paths]))
+        images = StackedImages(torch.stack([to_grey(decode(path), model.image_size) for path in paths]))
     return Split(
         images=images,
         target=torch.zeros(len(paths), dtype=torch.int64),
         names=tuple(map(str, paths)),
         image_size=model.image_size,
     )
-
-
-def _grey(image: Tensor, size: int) -> Tensor:
-    from torchvision.transforms.v2 import functional as tv
-
-    grey = tv.rgb_to_grayscale(image)
-    return tv.center_crop(tv.resize(grey, [size], antialias=True), [size, size])

@@ -159,8 +159,8 @@ def judge(root: str | Path) -> Comparison:
     names = list(first["metrics"])
     pairs = [("related", "control"), ("related", "plain"), ("control", "plain")]
     pairs += [(arm.name, "control") for arm in plan.arms if arm.name.startswith("related-")]
-    found = {(m, a, b): _difference(runs[a], runs[b], m) for a, b in pairs for m in names}
-    found = {key: interval for key, interval in found.items() if interval is not None}
+    judged = {(m, a, b): _difference(runs[a], runs[b], m) for a, b in pairs for m in names}
+    found = {key: interval for key, interval in judged.items() if interval is not None}
     class_names = [row["class"] for row in read_classes(plan.folder(root, plan.arms[0], plan.seeds[0]))]
     adjusted = plan.recipe.primary.startswith("adjusted_")
     classes = _class_differences(runs["related"], runs["control"], class_names, adjusted=adjusted)
@@ -248,8 +248,8 @@ def _curve(name: str, runs: _Runs) -> Curve:
         target, num_classes = file["target"], len(file["counts"])
         images = np.bincount(target, minlength=num_classes)
         right = file["predicted"] == target
-        per_class = np.stack([np.bincount(target, weights=row, minlength=num_classes) for row in right])  # [T, K]
-        per_class = per_class / np.maximum(images, 1)
+        hits = np.stack([np.bincount(target, weights=row, minlength=num_classes) for row in right])  # [T, K]
+        per_class = hits / np.maximum(images, 1)
         groups = {key.removeprefix("group_"): file[key] for key in file if key.startswith("group_")}
         for group, members in (groups | {"balanced_accuracy": np.ones(num_classes, bool)}).items():
             present = members & (images > 0)

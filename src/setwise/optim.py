@@ -90,15 +90,21 @@ def make_optimizer(
     """A factory: ``(network, relation) -> (optimizer, schedule)``, the schedule stepped once an epoch.
 
     Raises:
-        InvalidInput: for a learning rate, momentum or weight decay out of range.
+        InvalidInput: for a learning rate, multiplier, momentum or weight decay out of range.
     """
     for what, value in {
         "optimizer.lr": lr,
         "optimizer.weight_decay": weight_decay,
         "optimizer.momentum": momentum,
+        "relation.lr_multiplier": relation_lr_multiplier,
+        "relation.weight_decay": relation_weight_decay or 0.0,
     }.items():
         if value < 0 or not math.isfinite(value):
             raise InvalidInput(f"`{what}` must be a finite number of 0 or more, but it is {value}.")
+    if momentum >= 1:
+        raise InvalidInput(f"`optimizer.momentum` must be below 1, but it is {momentum}.")
+    if nesterov and momentum == 0:
+        raise InvalidInput("`optimizer.nesterov` needs an `optimizer.momentum` above 0, but it is 0.")
     return partial(
         _build,
         name=name,

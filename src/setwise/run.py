@@ -130,7 +130,8 @@ def make_trainer(
             save_on_train_epoch_end=True,
         )
     ]
-    watch = {"monitor": f"val/{recipe.primary}", "mode": "min" if recipe.primary.endswith("ece") else "max"}
+    mode = "min" if recipe.primary.endswith("ece") else "max"
+    watch: dict[str, Any] = {"monitor": f"val/{recipe.primary}", "mode": mode}
     if part.select != "last":
         saved.append(ModelCheckpoint(folder.checkpoints, "best", save_top_k=1, enable_version_counter=False, **watch))
     if part.select == "early-stopping":
@@ -298,7 +299,8 @@ def _write_results(
     if not task.multi_label:
         over_taus = predictions_over_taus(test["scores"], task.counts, TAUS)
         saved |= {"taus": TAUS, "predicted": over_taus.to(torch.int32)}
-    np.savez_compressed(folder.predictions, **{name: np.asarray(value) for name, value in saved.items()})
+    arrays: dict[str, Any] = {name: np.asarray(value) for name, value in saved.items()}
+    np.savez_compressed(folder.predictions, **arrays)
     write_whole(folder.model, json.dumps(asdict(replace(model, tau=tau)), indent=2) + "\n")
     table = class_table(task, model.class_names, test, tau)
     if table:

@@ -34,7 +34,7 @@ def load(
 
     Args:
         root: the folder.
-        seed: draws what is held out and, with an imbalance factor, the training images.
+        seed: draws the validation part and, with an imbalance factor, the training images.
         imbalance_factor: make the training part long-tailed, with the largest class as head; None: as it is.
         val_fraction: part of every class held out where the set has no validation part.
         image_size: side of what the network sees; None: the images' own size, which must then be the same.
@@ -101,7 +101,7 @@ IMAGE_FOLDER = DataSet(
     licence="yours",
     source="your own folder",
     how_to_get="Put the images of every class into a folder of their own: root/train/<class>/ and root/val/<class>/ "
-    "(root/test/<class>/ too, if you have it), or root/<class>/ alone, which is then split by the seed: "
-    "a fifth of every class for test, a tenth for validation.",
+    "(root/test/<class>/ too, if you have it), or root/<class>/ alone, which is then split: "
+    "a fifth of every class for test, the same for every seed, and a tenth, drawn by the seed, for validation.",
     load=load,
 )

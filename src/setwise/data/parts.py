@@ -63,14 +63,14 @@ def arrange(
     """Complete the parts that a data set brings to three, so that no choice is ever made on the test part.
 
     With all three they are used as they are. With train and one other, that other is the test part and validation is
-    carved out of train. With train alone, a fifth of every class becomes the test part first.
+    carved out of train. With train alone, a fifth of every class becomes the test part first, whatever the seed.
 
     Args:
         train: the training part.
         val: the validation part, if the set has one.
         test: the test part, if the set has one.
         val_fraction: part of every class to hold out for validation, of all images that are given as ``train``.
-        seed: draws what is held out.
+        seed: draws the validation part.
 
     Raises:
         InvalidInput: if the fraction is out of range.
@@ -84,9 +84,12 @@ def arrange(
         whole -= TEST_FRACTION
         if val_fraction >= whole:
             raise InvalidInput(f"`val_fraction` ({val_fraction:g}) must be below {whole:g}: the rest is the test part.")
-        kept, held = hold_out(train.target, TEST_FRACTION, generator=generator(seed, "test"))
+        # Keyed by no seed: the runs of a comparison must be tested on the same images, or they could not be paired.
+        kept, held = hold_out(train.target, TEST_FRACTION, generator=generator("test part"))
         train, held_out = train.at(kept), train.at(held)
-        notes.append(f"The set is not split: {TEST_FRACTION:.0%} of every class, drawn by the seed, is the test part.")
+        notes.append(
+            f"The set is not split: {TEST_FRACTION:.0%} of every class, the same for every seed, is the test part."
+        )
     elif test is None:
         notes.append("The set brings no third part: its val part is the test part here, looked at once at the end.")
     kept, held = hold_out(train.target, val_fraction / whole, generator=generator(seed, "validation"))

@@ -19,7 +19,7 @@ from torchvision.transforms.v2 import functional as tv
 from setwise.errors import DataError
 from setwise.seeds import generator, key
 
-__all__ = ["TRANSFORMS", "Transform", "crop_and_flip", "fit_to", "normalise"]
+__all__ = ["TRANSFORMS", "Transform", "crop_and_flip", "fit_to", "normalise", "to_grey"]
 
 Size = tuple[int, int]
 """Height and width."""
@@ -115,6 +115,11 @@ def fit_image(image: UInt8[Tensor, "*b c _ _"], image_size: int | None) -> UInt8
         return image
     resized = tv.resize(image, [round(image_size * RESIZE_OVER_CROP)], antialias=True)
     return tv.center_crop(resized, [image_size, image_size])
+
+
+def to_grey(image: UInt8[Tensor, "3 _ _"], image_size: int) -> UInt8[Tensor, "1 h w"]:
+    """One channel of ``image_size`` pixels a side, for networks that were trained on grey images."""
+    return fit_image(tv.rgb_to_grayscale(image), image_size)
 
 
 def normalise(

@@ -25,7 +25,7 @@ def adjust(logits: Float[Tensor, "n k"], counts: Int64[Tensor, "c"], tau: float)
     """Subtract ``tau`` times the log prior of the classes.
 
     Args:
-        logits: class scores on the scale of log-probabilities ``[N, K]`` (for LDAM, its ``scores(logits)``).
+        logits: class scores on the scale of log-probabilities ``[N, K]``.
         counts: training images of each class ``[K]``, all positive; the prior is ``counts / counts.sum()``.
         tau: strength; 0 changes nothing, 1 makes well calibrated scores those of equally frequent classes.
 

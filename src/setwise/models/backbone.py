@@ -42,8 +42,8 @@ def create_backbone(
         options: further arguments of the model, as timm names them.
 
     Raises:
-        UnknownName: if timm has no such model; the nearest names are listed.
-        InvalidInput: if the model does not take one of the options.
+        UnknownName: if timm has no such model or no such tag; the nearest names are listed.
+        InvalidInput: if the model does not take one of the options, or nobody published weights for it.
         RunError: if pretrained weights cannot be had.
     """
     base = name.split(".")[0]
@@ -52,6 +52,10 @@ def create_backbone(
         raise UnknownName(
             f"There is no backbone {name!r} in timm {timm.__version__}. "
             + (f"Nearest: {', '.join(near)}." if near else "`setwise list backbones PATTERN` searches all names.")
+        )
+    if pretrained and base not in OURS and not timm.models.is_model_pretrained(base):
+        raise InvalidInput(
+            f"timm {timm.__version__} has no weights for {name!r}; start from a file with --backbone.weights."
         )
     arguments: dict[str, object] = {"pretrained": pretrained, "in_chans": in_chans, "num_classes": 0, **(options or {})}
     sizes = ({"img_size": image_size}, {}) if image_size and base not in OURS else ({},)
@@ -62,6 +66,8 @@ def create_backbone(
             if not size or "img_size" not in str(error):
                 raise InvalidInput(f"Backbone {name!r} does not take these options: {error}.") from error
         except (OSError, RuntimeError) as error:
+            if "pretrained tag" in str(error):
+                raise UnknownName(f"{error} Choices: {', '.join(timm.list_pretrained(f'{base}.*'))}.") from error
             if not pretrained:
                 raise
             raise RunError(

@@ -96,9 +96,11 @@ def load_weights(model: nn.Module, path: str | Path) -> LoadReport:
 
 
 def _without_prefixes(state: dict[str, Tensor]) -> list[dict[str, Tensor]]:
-    """The state as it is, and with one, two ... known prefixes taken off all names that have them."""
+    """The state as it is, and what stands in it behind one, two ... known prefixes."""
     candidates = [state]
-    while prefix := next((p for p in PREFIXES if any(name.startswith(p) for name in candidates[-1])), None):
-        # Only the wrapped part can be this model: a Lightning checkpoint has heads and criteria beside it.
-        candidates.append({n.removeprefix(prefix): v for n, v in candidates[-1].items() if n.startswith(prefix)})
+    for candidate in candidates:  # grows by what is found
+        for prefix in PREFIXES:
+            # Only the wrapped part can be this model: a Lightning checkpoint has heads and criteria beside it.
+            if inner := {n.removeprefix(prefix): v for n, v in candidate.items() if n.startswith(prefix)}:
+                candidates.append(inner)
     return candidates

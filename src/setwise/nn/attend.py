@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from setwise.errors import choose
 from setwise.nn.attention import SetAttention
 
-__all__ = ["ATTEND", "attend_mask", "make_uniform"]
+__all__ = ["ATTEND", "attend_mask", "fix_query_and_key", "make_uniform"]
 
 ATTEND = ("all", "self", "same-class", "other-class", "shuffled", "uniform")
 
@@ -50,6 +50,24 @@ def attend_mask(kind: str, target: Tensor, *, generator: torch.Generator | None 
         return _same_class(target[order]) | itself
     same = _same_class(target)
     return same if kind == "same-class" else ~same
+
+
+def fix_query_and_key(relation: nn.Module) -> None:
+    """Give query and key weights a gradient of exactly zero, as attention to a single sample has in exact arithmetic.
+
+    With one weight of one, softmax has no slope; the fused kernels leave rounding errors of 1e-11 there, which an
+    optimizer that normalises gradients would blow up.
+    """
+    for module in relation.modules():
+        if isinstance(module, SetAttention):
+            for parameter in (module.in_proj_weight, module.in_proj_bias):
+                parameter.register_hook(_without_query_and_key)
+
+
+def _without_query_and_key(gradient: Tensor) -> Tensor:
+    gradient = gradient.clone()
+    gradient[: 2 * len(gradient) // 3] = 0  # rows of in_proj: query, key, value
+    return gradient
 
 
 def make_uniform(relation: nn.Module) -> None:

@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from setwise.errors import InvalidInput
 from setwise.nn import streams
-from setwise.nn.attention import EncoderLayer
+from setwise.nn.attention import EncoderLayer, SetAttention
 from setwise.nn.gather import place
 
 __all__ = ["BatchFormer", "BatchFormerV2"]
@@ -90,7 +90,8 @@ class _Relation(nn.Module):
                 with torch.no_grad():
                     self._relate_input(*args, **kwargs)
 
-        hooks = [layer.self_attn.register_forward_pre_hook(weights, with_kwargs=True) for layer in self.layers]
+        attentions = [module for module in self.layers.modules() if isinstance(module, SetAttention)]
+        hooks = [attention.register_forward_pre_hook(weights, with_kwargs=True) for attention in attentions]
         return [*hooks, self.register_forward_pre_hook(relate_anyway, with_kwargs=True)]
 
     def _as_map(self, weights: Tensor) -> Tensor:

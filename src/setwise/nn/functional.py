@@ -35,6 +35,7 @@ def batchformer(
 
     Source: Hou, Yu, Tao, BatchFormer, CVPR 2022, arXiv:2203.01522, algorithm 1.
 
+    >>> import torch
     >>> encoder = torch.nn.TransformerEncoderLayer(64, 4, 64, 0.5)
     >>> x, y = batchformer(torch.randn(32, 64), torch.arange(32), encoder, True)
     >>> x.shape, y.shape

@@ -56,7 +56,7 @@ def tile(target: T, *, like: Any) -> T:
             f"but it has {rows} and the target {samples}. Pass the target of the batch as the loader gave it."
         )
     if isinstance(target, Tensor):
-        return torch.cat([target, target])
+        return torch.cat([target, target])  # type: ignore[return-value]
     if isinstance(target, Mapping):
         return type(target)({name: torch.cat([value, value]) for name, value in target.items()})  # type: ignore[call-arg]
     return target + target  # type: ignore[operator]

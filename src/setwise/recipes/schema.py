@@ -131,9 +131,7 @@ class Criterion:
     reweight_epoch: int | None = None
     """Deferred re-weighting: class weights count from this epoch (0-based) on. LDAM-DRW, 200 epochs: 160."""
     max_margin: float = 0.5
-    """LDAM: margin of the rarest class. Paper: 0.5."""
-    scale: float = 30.0
-    """LDAM: factor on the scores. Paper: 30."""
+    """LDAM: margin of the rarest class, in units of the cosine where the head is one. Paper: 0.5."""
     gamma: float = 2.0
     """Focal loss: exponent of (1 - p). Paper: 2."""
 

@@ -10,14 +10,17 @@ from collections.abc import Callable
 import lightning.pytorch as L
 import torch
 from jaxtyping import Float
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from setwise import seeds
 from setwise.data import Batch
+from setwise.errors import RunError
+from setwise.losses import Criterion
 from setwise.metrics import adjust, choose_tau, classification_metrics, multilabel_metrics
-from setwise.nn import streams
+from setwise.nn import BatchFormer, streams
 from setwise.nn.attend import attend_mask
 from setwise.nn.gather import gather_objects
 
@@ -46,12 +49,15 @@ class Classification(L.LightningModule):
     Source: Hou, Yu, Tao, BatchFormer, CVPR 2022, arXiv:2203.01522, sections 3.2 and 3.3.
     """
 
+    relation: BatchFormer | None
+    criterion: Criterion
+
     def __init__(
         self,
         backbone: nn.Module,
         head: nn.Module,
-        criterion: nn.Module,
-        relation: nn.Module | None = None,
+        criterion: Criterion,
+        relation: BatchFormer | None = None,
         *,
         optimizer: OptimizerFactory,
         counts: Tensor,
@@ -135,9 +141,15 @@ class Classification(L.LightningModule):
                 )
 
     def on_train_epoch_end(self) -> None:
-        """Log the curves of the two streams, apart."""
-        self.log_dict({name: torch.stack(values).mean() for name, values in self._curves.items()}, sync_dist=True)
+        """Log the curves of the two streams, apart; end a run whose loss is no number any more."""
+        means = {name: torch.stack(values).mean() for name, values in self._curves.items()}
         self._curves.clear()
+        self.log_dict(means, sync_dist=True)
+        if not all(torch.isfinite(value) for value in means.values()):
+            raise RunError(
+                f"The loss of epoch {self.current_epoch} is not a finite number: the training has diverged. Lower "
+                "--optimizer.lr, warm up longer (--optimizer.warmup-epochs), or clip with --trainer.gradient-clip 1."
+            )
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Keep scores and targets; metrics of groups are not means over batches."""
@@ -167,7 +179,7 @@ class Classification(L.LightningModule):
         adjusted = classification_metrics(adjust(logits, self.counts, tau), target, groups=self.groups)
         return metrics | {f"adjusted_{name}": value for name, value in adjusted.items()}
 
-    def configure_optimizers(self) -> dict[str, object]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """One optimizer; its schedule is stepped once an epoch."""
         optimizer, schedule = self.make_optimizer(self, self.relation)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}

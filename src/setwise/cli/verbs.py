@@ -1,0 +1,361 @@
+"""What each verb does, in a page: parse, call the library, show."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from setwise.cli.options import find_recipe, parse, parse_with_recipe, take_name
+from setwise.errors import InvalidInput, RunError
+from setwise.recipes import RECIPES, Recipe
+from setwise.recipes.schema import Variant
+from setwise.run_folder import RunFolder, fresh_folder, read_classes
+
+if TYPE_CHECKING:
+    from setwise.judge import Plan
+
+__all__ = ["compare_", "data_", "export_", "list_", "predict_", "report_", "test_", "train_"]
+
+RUNS = Path("runs")
+Tables = Literal["recipes", "datasets", "backbones", "criteria", "transforms", "tasks"]
+
+
+@dataclass
+class _List:
+    """Show what there is."""
+
+    what: tyro.conf.Positional[Literal["recipes", "datasets", "backbones", "criteria", "transforms", "tasks"]] = (
+        "recipes"
+    )
+    """Which table."""
+    pattern: tyro.conf.Positional[str] = "*"
+    """backbones: a pattern over timm's names, such as "vit_small*"; by default only ours are shown."""
+
+
+def list_(args: Sequence[str]) -> None:
+    """``setwise list [WHAT] [PATTERN]``."""
+    options = parse("list", _List, args)
+    table = Table(box=None, pad_edge=False)
+    for heading in ("name", "", "status" if options.what == "recipes" else ""):
+        table.add_column(heading, overflow="fold", no_wrap=heading == "name")
+    for row in _rows(options):
+        table.add_row(*row)
+    Console().print(table)
+
+
+def _rows(options: _List) -> list[tuple[str, ...]]:
+    if options.what == "recipes":
+        return [(r.name, r.summary, r.status) for r in RECIPES.values()]
+    if options.what == "backbones":
+        from setwise.models import OURS, list_backbones
+
+        if options.pattern == "*":
+            return [(name, (make.__doc__ or "").splitlines()[0]) for name, make in OURS.items()]
+        return [(name, "") for name in list_backbones(options.pattern)]
+    if options.what == "datasets":
+        from setwise.data import DATASETS
+
+        return [(d.name, d.summary) for d in DATASETS.values()]
+    if options.what == "transforms":
+        from setwise.data import TRANSFORMS
+
+        return [(name, t.summary) for name, t in TRANSFORMS.items()]
+    if options.what == "criteria":
+        from setwise.losses import CRITERIA
+
+        return [(name, (c.__doc__ or "").splitlines()[0]) for name, c in CRITERIA.items()]
+    from setwise.tasks import TASKS
+
+    return [(name, (t.__doc__ or "").splitlines()[0]) for name, t in TASKS.items()]
+
+
+@dataclass
+class _Data:
+    """Say where a data set comes from and what it must look like, load it as a recipe would, and count its classes."""
+
+
+def data_(args: Sequence[str]) -> None:
+    """``setwise data NAME``, the name of a data set or a recipe."""
+    from setwise.build import build_data
+    from setwise.data import DATASETS
+
+    name, rest = take_name("data", args, "the name of a data set or a recipe")
+    recipe = next((r for r in RECIPES.values() if r.data.name == name), None) if name in DATASETS else find_recipe(name)
+    if recipe is None:
+        raise InvalidInput(f"No recipe uses the data set {name!r} yet.")
+    _, recipe = parse_with_recipe("data", name, _Data, recipe, rest)
+    about = DATASETS[recipe.data.name]
+    console = Console()
+    console.print(f"[bold]{about.name}[/]  {about.summary}\nsource: {about.source}\nlicence: {about.licence}")
+    console.print(about.how_to_get, "")
+    splits = build_data(recipe)
+    sizes = ", ".join(f"{part} {len(getattr(splits, part))}" for part in ("train", "val", "test"))
+    console.print(f"[bold]{splits.num_classes} classes; images: {sizes}[/]")
+    for note in splits.notes:
+        console.print(note)
+    counts = sorted(zip(splits.train_counts.tolist(), splits.class_names, strict=True), reverse=True)
+    table = Table("training images", "class", box=None, pad_edge=False)
+    shown = counts if len(counts) <= 20 else [*counts[:10], *counts[-10:]]
+    for number, (count, label) in enumerate(shown):
+        if number == 10 and len(counts) > 20:
+            table.add_row("...", f"{len(counts) - 20} more")
+        table.add_row(str(count), label)
+    console.print(table)
+
+
+@dataclass
+class _Train:
+    """Train a recipe into a new run folder, evaluate it on test, and report it."""
+
+    out: Path | None = None
+    """Run folder, new or empty; by default runs/NAME, runs/NAME-2 ..."""
+    resume: bool = False
+    """Continue an unfinished run: the folder that stands first, --out, or the latest of this name under runs/."""
+    variant: Variant = "related"
+    """Train the recipe itself, its plain twin, or its control, where every sample attends to itself alone."""
+
+
+def train_(args: Sequence[str]) -> None:
+    """``setwise train NAME``, a recipe, a YAML file or a run folder."""
+    name, rest = take_name("train", args, "a recipe, a recipe.yaml or a run folder")
+    options, recipe = parse_with_recipe("train", name, _Train, find_recipe(name), rest)
+    recipe = recipe.as_variant(options.variant)
+    folder = _train_folder(name, recipe, options)
+    from setwise.report import run_table, write_run_report
+    from setwise.run import fit
+
+    line = fit(recipe, folder, resume=options.resume, progress=sys.stderr.isatty())
+    Console().print(run_table(line["metrics"], read_classes(folder)))
+    print(f"run     {folder}\nreport  {write_run_report(folder)}")
+
+
+def _train_folder(name: str, recipe: Recipe, options: _Train) -> Path:
+    if options.out is not None:
+        return options.out
+    if not options.resume:
+        return fresh_folder(RUNS, recipe.name)
+    if Path(name).is_dir():
+        return Path(name)
+    unfinished = [
+        path
+        for path in RUNS.glob(f"{recipe.name}*")
+        if (path / "recipe.yaml").is_file() and not RunFolder(path).complete
+    ]
+    if not unfinished:
+        raise RunError(f"There is no unfinished run of {recipe.name} under {RUNS}/ to resume; leave --resume out.")
+    return max(unfinished, key=lambda path: path.stat().st_mtime)
+
+
+@dataclass
+class _Test:
+    """Evaluate a trained run again; --data.root and the like say where its data lies here."""
+
+    part: Literal["test", "val"] = "test"
+    """Which part of the data."""
+
+
+def test_(args: Sequence[str]) -> None:
+    """``setwise test RUN``."""
+    name, rest = take_name("test", args, "a run folder")
+    folder = RunFolder(name)
+    if rest != ["--help"]:
+        folder.require(folder.weights, "weights")
+    options, recipe = parse_with_recipe("test", name, _Test, find_recipe(name), rest)
+    from setwise.report import run_table
+    from setwise.run import evaluate
+
+    Console().print(run_table(*evaluate(name, part=options.part, recipe=recipe)))
+
+
+@dataclass
+class _Predict:
+    """Classify images with the plain model of a run."""
+
+    run: tyro.conf.Positional[Path]
+    """Run folder."""
+    inputs: tyro.conf.Positional[tuple[Path, ...]]
+    """Images, and folders of images."""
+    out: Path | None = None
+    """CSV file, new; by default the table is printed."""
+    top_k: int = 5
+    """Classes per image."""
+    adjusted: bool = False
+    """Add the logit adjustment that validation chose in training."""
+    batch_size: int = 64
+    """Images at a time."""
+
+
+def predict_(args: Sequence[str]) -> None:
+    """``setwise predict RUN IMAGES...``."""
+    options = parse("predict", _Predict, args)
+    from setwise.inference import predict, write_csv
+
+    found = predict(
+        options.run,
+        options.inputs,
+        top_k=options.top_k,
+        adjusted=options.adjusted,
+        batch_size=options.batch_size,
+    )
+    write_csv(found, options.out)
+    if options.out is not None:
+        print(f"{len(found)} predictions  {options.out}")
+
+
+@dataclass
+class _Compare:
+    """Run plain, related and control over the same seeds, and judge related - control on the primary metric."""
+
+    out: Path | None = None
+    """Folder of the comparison, new or empty; by default runs/compare-NAME, runs/compare-NAME-2 ..."""
+    resume: bool = False
+    """Finish a comparison that was broken off: the folder that stands first, or --out."""
+    seeds: int | None = None
+    """Number of seeds, fixed before the first run; None: the recipe's."""
+    attend: tuple[str, ...] = ()
+    """Kinds of neighbours (relation.attend): the first is the related arm's, each further one an arm of its own."""
+    tune: tuple[str, ...] = ()
+    """Fields to tune on validation first, each arm over the same grid: optimizer.weight_decay=5e-4,1e-3,2e-3"""
+    workers: int | None = None
+    """Runs at a time, each a process; None: one a core on a CPU, one on a GPU."""
+
+
+def compare_(args: Sequence[str]) -> None:
+    """``setwise compare NAME``, a recipe, a YAML file, or with --resume the folder of a comparison."""
+    name, rest = take_name("compare", args, "a recipe, a recipe.yaml or the folder of a comparison")
+    options, recipe = parse_with_recipe("compare", name, _Compare, find_recipe(name), rest)
+    plan, folder = _plan(name, recipe, options)
+    from setwise.compare import compare
+    from setwise.judge import judge
+    from setwise.report import comparison_table, write_report
+
+    with _Bar() as bar:
+        compare(plan, folder, workers=options.workers, progress=bar.move, say=bar.say)
+    comparison = judge(folder)
+    Console().print(comparison_table(comparison))
+    print(f"runs     {folder}\npicture  {folder / 'comparison.png'}\nreport   {write_report(comparison, folder)}")
+
+
+def _plan(name: str, recipe: Recipe, options: _Compare) -> "tuple[Plan | None, Path]":
+    if options.resume:
+        folder = Path(name) if Path(name).is_dir() else options.out
+        if folder is None:
+            raise InvalidInput("--resume needs the folder of the comparison: setwise compare FOLDER --resume.")
+        return None, folder
+    from setwise.compare import make_plan
+
+    if options.seeds is not None:
+        recipe = recipe.override({"num_seeds": options.seeds})
+    plan = make_plan(recipe, attend=options.attend, tune=dict(map(_tuned, options.tune)))
+    if options.out is None:
+        return plan, fresh_folder(RUNS, f"compare-{recipe.name}")
+    if options.out.exists() and any(options.out.iterdir()):
+        raise RunError(
+            f"{options.out} is not empty, and a comparison never overwrites. Choose another --out, or --resume."
+        )
+    options.out.mkdir(parents=True, exist_ok=True)
+    return plan, options.out
+
+
+def _tuned(text: str) -> tuple[str, list[Any]]:
+    name, given, values = text.partition("=")
+    if not given or "." not in name:
+        raise InvalidInput(f"--tune takes group.field=value,value,..., but it was given {text!r}.")
+    from setwise.recipes import yaml_file
+
+    group, _, field_name = name.replace("-", "_").rpartition(".")
+    parsed = [yaml.safe_load(value) for value in values.split(",")]
+    checked = [yaml_file.from_dict(Recipe, {"name": "", "summary": "", group: {field_name: v}}) for v in parsed]
+    return f"{group}.{field_name}", [getattr(getattr(recipe, group), field_name) for recipe in checked]
+
+
+class _Bar:
+    """One live line for all runs together; without a terminal a line every tenth of the way."""
+
+    def __init__(self) -> None:
+        from rich.progress import (
+            BarColumn,
+            Progress,
+            TaskProgressColumn,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
+        self.console = Console(stderr=True)
+        columns = (TextColumn("{task.description:<24}"), BarColumn(), TaskProgressColumn())
+        self.progress = Progress(
+            *columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=self.console
+        )
+        self.task = self.progress.add_task("starting", total=1.0)
+        self.tenths = 0
+
+    def __enter__(self) -> "_Bar":
+        if self.console.is_terminal:
+            self.progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.progress.stop()
+
+    def move(self, name: str, done: float) -> None:
+        """Show what moved last, and how far everything is."""
+        self.progress.update(self.task, description=name, completed=done)
+        if not self.console.is_terminal and int(done * 10) > self.tenths:
+            self.tenths = int(done * 10)
+            self.console.print(f"{self.tenths * 10} % of all epochs done")
+
+    def say(self, sentence: str) -> None:
+        """Print a sentence above the bar."""
+        self.console.print(sentence)
+
+
+@dataclass
+class _Report:
+    """Judge a comparison again, or show a run, and write its report."""
+
+    folder: tyro.conf.Positional[Path]
+    """Folder of a run or a comparison."""
+
+
+def report_(args: Sequence[str]) -> None:
+    """``setwise report FOLDER``."""
+    folder = parse("report", _Report, args).folder
+    from setwise.judge import judge
+    from setwise.report import comparison_table, write_report, write_run_report
+
+    if (folder / "plan.json").is_file():
+        comparison = judge(folder)
+        Console().print(comparison_table(comparison))
+        print(f"report  {write_report(comparison, folder)}")
+        return
+    run = RunFolder(folder)
+    run.require(run.results, "results")
+    print(f"report  {write_run_report(folder)}")
+
+
+@dataclass
+class _Export:
+    """Write the plain model of a run and check every file against the evaluated model."""
+
+    run: tyro.conf.Positional[Path]
+    """Run folder."""
+    out: Path | None = None
+    """Folder for the files; by default RUN/export."""
+    formats: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME")] = field(default=("safetensors", "torch", "onnx"))
+    """safetensors: weights; torch: torch.export program; onnx: needs setwise[export]."""
+
+
+def export_(args: Sequence[str]) -> None:
+    """``setwise export RUN``."""
+    options = parse("export", _Export, args)
+    from setwise.export import export
+
+    for written in export(options.run, options.out or options.run / "export", options.formats):
+        print(f"{written.format:<12}{written.path}  largest difference {written.difference:.1e} of the largest score")

@@ -1,0 +1,11 @@
+"""Results -> tables for the terminal, one picture, one self-contained HTML file, and the numbers as data.
+
+Everything is made from what runs left on disk; nothing here needs the network, the images or a device.
+"""
+
+from setwise.report.comparison_page import write_report
+from setwise.report.figures import comparison_figure
+from setwise.report.run_page import write_run_report
+from setwise.report.terminal import comparison_table, run_table
+
+__all__ = ["comparison_figure", "comparison_table", "run_table", "write_report", "write_run_report"]

@@ -1,0 +1,49 @@
+"""How a comparison was judged, in sentences that fit the comparison at hand."""
+
+from setwise.judge import Comparison
+from setwise.metrics.judgement import TOLERANCE
+from setwise.report.wording import ADJUSTED, names_of
+
+__all__ = ["how_judged"]
+
+
+def how_judged(comparison: Comparison) -> list[str]:
+    """Six sentences: what was estimated, against what, how, and when it is called a gain."""
+    primary = comparison.plan.recipe.primary
+    name = names_of([primary])(primary)
+    number = len(comparison.plan.seeds)
+    return [
+        f"The question is what samples learned from each other: the difference related - control in {name}, the one "
+        f"primary metric, fixed before the first run together with the number of seeds ({number}).",
+        "The control has the parameters and the two streams of the related arm, but each of its samples may attend to "
+        "itself alone; related - plain also holds what the additional parameters and the second stream bring.",
+        _class_bias(comparison),
+        _pairing(number),
+        "The p value of the primary metric stands as it is; those of all other metrics, pairs of arms and classes are "
+        "corrected together for their number (Holm), so that looking at many of them does not make a finding.",
+        "It is called a gain only if the primary interval lies above zero and many-shot accuracy is not worse by more "
+        f"than {100 * TOLERANCE:.1f} points.",
+    ]
+
+
+def _class_bias(comparison: Comparison) -> str:
+    primary = comparison.plan.recipe.primary
+    if not comparison.curves:
+        return "Scores are compared as they are: class bias is not adjusted for where an image may have several labels."
+    means = {curve.arm: sum(curve.chosen) / len(curve.chosen) for curve in comparison.curves}
+    strengths = ", ".join(f"{arm} {tau:.2f}" for arm, tau in means.items())
+    first = "Class bias is taken out first" if primary.startswith(ADJUSTED) else "Beside raw scores stand adjusted ones"
+    return (
+        f"{first}: post-hoc logit adjustment with the strength τ that the validation part of each run prefers (mean "
+        f"over seeds: {strengths}); the test part chooses nothing."
+    )
+
+
+def _pairing(number: int) -> str:
+    shared = "The arms of a seed share initial weights, order of the data and augmentation, so differences are paired"
+    if number == 1:
+        return f"{shared}; one seed gives no interval, because it cannot tell an effect from the luck of a run."
+    return (
+        f"{shared}; their 95 % intervals come from a bootstrap over seeds and test images (over seeds alone "
+        "for what is no mean over images: calibration error, average precision)."
+    )

@@ -1,0 +1,164 @@
+import json
+import math
+import shlex
+from dataclasses import dataclass, replace
+
+import pytest
+from html_pages import Page, is_self_contained
+
+from setwise.errors import MissingFile
+from setwise.judge import judge
+from setwise.recipes import RECIPES
+from setwise.report import comparison_page, write_report, write_run_report
+from setwise.report.parts import command
+from setwise.report.wording import interval, percent, points
+
+ALL_PARTS = ["Metrics", "How it was judged", "Who is learned from", "Classes", "Confusion, related - control"]
+ALL_PARTS += ["Tuning", "Training", "Make it again"]
+
+
+@pytest.fixture(scope="module")
+def html(comparison, judged_folder):
+    return write_report(comparison, judged_folder).read_text(encoding="utf-8")
+
+
+def test_the_page_is_well_formed_and_needs_nothing_outside_itself(html, judged_folder):
+    page = Page(html)
+    assert is_self_contained(page)
+    assert page.headings == ALL_PARTS
+    assert str(judged_folder) not in html
+    assert {tag for tag, _ in page.addresses} == {"a", "img"}
+
+
+def test_a_class_name_cannot_become_markup(html):
+    assert "<script" not in html
+    assert any(row and row[0] == "<script>alert(1)</script>" for row in Page(html).rows)
+
+
+def test_verdict_and_primary_numbers_are_those_of_the_comparison(html, comparison):
+    page = Page(html)
+    assert comparison.verdict.sentence in page.text
+    row = next(row for row in page.rows if row and row[0] == "balanced accuracy, adjusted (primary)")
+    means = [percent(comparison.means[arm]["adjusted_balanced_accuracy"][0]) for arm in ("plain", "control", "related")]
+    found = comparison.primary.interval
+    assert row[1:4] == means
+    assert row[4:6] == [points(found.estimate), interval(found)]
+
+
+def test_classes_run_from_many_to_few_with_their_differences(html, comparison):
+    rows = [row for row in Page(html).rows if len(row) == 9 and row[2] in ("many", "medium", "few")]
+    assert len(rows) == 10
+    images = [int(row[1]) for row in rows]
+    assert images == sorted(images, reverse=True)
+    differences = {found.metric: found.interval for found in comparison.classes}
+    for row in rows:
+        assert row[7] == interval(differences[row[0]])
+
+
+def test_the_diagonal_of_the_confusion_is_the_difference_of_each_class(html, comparison):
+    rows = {row[0]: row[1:] for row in Page(html).rows if len(row) == 11}
+    for place, found in enumerate(comparison.classes):
+        assert rows[found.metric][place] in (points(found.interval.estimate), "")
+
+
+def test_the_numbers_beside_the_page_are_those_of_the_comparison(html, comparison, judged_folder):
+    data = json.loads((judged_folder / "comparison.json").read_text(encoding="utf-8"))
+    found = comparison.primary.interval
+    assert data["primary_difference"]["estimate"] == found.estimate
+    assert data["primary_difference"]["low"] == found.low
+    assert data["verdict"]["sentence"] == comparison.verdict.sentence
+    assert data["means"]["plain"]["few"]["mean"] == comparison.means["plain"]["few"][0]
+    assert len(data["differences"]) == len(comparison.others)
+    assert data["curves"][0]["values"]["many"] == list(comparison.curves[0].values["many"])
+    assert (judged_folder / "comparison.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_one_seed_has_no_interval_anywhere(comparison_folder):
+    root = comparison_folder(num_seeds=1)
+    found = judge(root)
+    text = write_report(found, root).read_text(encoding="utf-8")
+    assert is_self_contained(Page(text))
+    assert "one seed" in text
+    assert ">nan<" not in text
+    data = json.loads((root / "comparison.json").read_text(encoding="utf-8"))
+    assert math.isnan(found.primary.interval.low)
+    assert data["primary_difference"]["low"] is None
+
+
+def test_a_hundred_classes_are_folded_and_have_no_confusion(comparison_folder):
+    root = comparison_folder(num_seeds=2, images_per_class=2, class_names=[f"class {k}" for k in range(100)])
+    page = Page(write_report(judge(root), root).read_text(encoding="utf-8"))
+    assert "details" in page.tags
+    assert "Confusion, related - control" not in page.headings
+    assert sum(len(row) == 9 and row[0].startswith("class ") for row in page.rows) == 100
+
+
+def test_several_labels_leave_out_what_they_do_not_have(multi_label_folder):
+    page = Page(write_report(judge(multi_label_folder), multi_label_folder).read_text(encoding="utf-8"))
+    assert page.headings == ["Metrics", "How it was judged", "Make it again"]
+    assert "adjusted (" not in page.text
+
+
+def test_a_report_that_fails_leaves_the_former_one(comparison, judged_folder, monkeypatch, html):
+    def fail(*parts):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(comparison_page, "document", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_report(comparison, judged_folder)
+    assert (judged_folder / "report.html").read_text(encoding="utf-8") == html
+    assert not list(judged_folder.glob("*.part"))
+
+
+def test_writing_a_report_again_gives_the_same_page(comparison, judged_folder, html):
+    assert write_report(comparison, judged_folder).read_text(encoding="utf-8") == html
+
+
+def test_a_single_run_has_a_page_with_its_metrics_classes_confusion_and_curves(judged_folder):
+    folder = judged_folder / "runs" / "related" / "seed-0"
+    text = write_run_report(folder).read_text(encoding="utf-8")
+    page = Page(text)
+    assert is_self_contained(page)
+    assert page.headings == ["Metrics", "Classes", "Confusion", "Training", "Make it again"]
+    metrics = json.loads((folder / "results.jsonl").read_text(encoding="utf-8"))["metrics"]
+    row = next(row for row in page.rows if row[0] == "balanced accuracy")
+    assert row[1:] == [percent(metrics["balanced_accuracy"]), percent(metrics["adjusted_balanced_accuracy"])]
+    assert "<script" not in text
+
+
+def test_a_single_run_on_several_labels_has_a_page(multi_label_folder):
+    folder = multi_label_folder / "runs" / "related" / "seed-0"
+    page = Page(write_run_report(folder).read_text(encoding="utf-8"))
+    assert page.headings == ["Metrics", "Make it again"]
+
+
+def test_a_folder_without_a_result_is_named(tmp_path):
+    with pytest.raises(MissingFile, match="is no run folder"):
+        write_run_report(tmp_path)
+
+
+@dataclass
+class NoOptions:
+    """None."""
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"num_seeds": 4, "optimizer.lr": 0.05, "data.augment": "none"},
+        {"trainer.logger": ("csv",), "optimizer.nesterov": True, "relation.attention_dropout": 0.0},
+        {"data.imbalance_factor": None, "seed": 7, "primary": "accuracy"},
+    ],
+)
+def test_the_command_in_the_report_makes_the_same_recipe(changes):
+    from setwise.cli.options import parse_with_recipe
+
+    recipe = RECIPES["digits-lt"].override(changes)
+    _, verb, name, *rest = shlex.split(command("compare", recipe))
+    _, parsed = parse_with_recipe(verb, name, NoOptions, RECIPES[name], rest)
+    assert parsed == recipe
+
+
+def test_a_recipe_that_no_command_line_can_say_is_run_from_its_file():
+    assert command("train", replace(RECIPES["digits-lt"], name="mine")) == "setwise train recipe.yaml"

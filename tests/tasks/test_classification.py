@@ -1,0 +1,183 @@
+"""The classification task: what every entry of TASKS must keep, and what the paper's step is."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from setwise.build import build_task
+from setwise.data import Batch
+from setwise.errors import InvalidInput
+from setwise.losses import CrossEntropy
+from setwise.nn import streams
+from setwise.recipes import RECIPES
+from setwise.tasks import TASKS, Classification
+
+NUM_CLASSES, SIZE = 10, 8
+COUNTS = torch.tensor([100, 65, 42, 27, 18, 11, 7, 5, 3, 2])
+TINY = {"backbone.options": {"width": 4}, "relation.dropout": 0.0}
+
+
+def make(**overrides):
+    recipe = RECIPES["digits-lt"].override(TINY | {name.replace("__", "."): v for name, v in overrides.items()})
+    return build_task(
+        recipe, counts=COUNTS, class_names=tuple("abcdefghij"), in_chans=1, image_size=SIZE, say=lambda text: None
+    )
+
+
+def make_batch(size=12, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    image = torch.randn(size, 1, SIZE, SIZE, generator=generator)
+    return Batch(image, torch.arange(size) % NUM_CLASSES, torch.arange(size))
+
+
+def step(task, batch):
+    """One training step outside a trainer."""
+    return Classification.training_step(task, batch, 0)
+
+
+@pytest.fixture(autouse=True)
+def without_trainer(monkeypatch):
+    monkeypatch.setattr(Classification, "current_epoch", 0)
+
+
+@pytest.mark.parametrize("name", TASKS)
+class TestContract:
+    def test_loss_is_finite_and_every_parameter_gets_a_gradient(self, name):
+        task = make(task=name).train()
+        loss = step(task, make_batch())
+        loss.backward()
+        assert torch.isfinite(loss)
+        assert [n for n, p in task.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+    def test_predictions_do_not_change_when_the_relation_is_removed(self, name):
+        task, batch = make(task=name).eval(), make_batch()
+        assert torch.equal(task(batch.image), task.plain().eval()(batch.image))
+        task.relation = None
+        assert torch.equal(task(batch.image), task.plain()(batch.image))
+
+    def test_predictions_do_not_depend_on_batch_mates(self, name):
+        task, batch = make(task=name).eval(), make_batch()
+        assert torch.equal(task(batch.image)[:3], task(batch.image[:3]))
+
+    def test_state_saves_and_loads(self, name):
+        task, other = make(task=name), make(task=name, seed=1)
+        assert not torch.equal(task.head.weight, other.head.weight)
+        other.load_state_dict(task.state_dict())
+        assert torch.equal(task.eval()(make_batch().image), other.eval()(make_batch().image))
+
+
+def test_the_step_is_the_papers_formula():
+    task, batch = make().train(), make_batch()
+    got = step(copy.deepcopy(task), batch)
+    z = task.backbone(batch.image)
+    related = task.relation.layers[0](z)
+    logits = task.head(torch.cat([z, related]))
+    expected = nn.functional.cross_entropy(logits, torch.cat([batch.target, batch.target]))
+    torch.testing.assert_close(got, expected)
+
+
+def test_related_weight_weighs_the_two_streams():
+    batch = make_batch()
+    task = make().train()
+    logits = task.head(task.relation(task.backbone(batch.image)))
+    plain, related = streams.split(CrossEntropy()(logits, streams.tile(batch.target, like=logits)), like=batch.target)
+    for weight in (0.0, 0.5, 2.0):
+        got = step(make(relation__related_weight=weight).train(), batch)
+        torch.testing.assert_close(got, (plain.mean() + weight * related.mean()) / (1 + weight))
+
+
+def test_all_variants_of_a_seed_start_from_the_same_backbone_and_head():
+    plain, related = make(relation__name="none"), make()
+    control = make(relation__attend="self", relation__attention_dropout=0.0)
+    for name, value in plain.state_dict().items():
+        assert torch.equal(value, related.state_dict()[name])
+        assert torch.equal(value, control.state_dict()[name])
+    for name, value in control.state_dict().items():
+        assert torch.equal(value, related.state_dict()[name])
+
+
+def test_the_control_gives_query_and_key_no_gradient():
+    task = make(relation__attend="self", relation__attention_dropout=0.0).train()
+    step(task, make_batch()).backward()
+    gradient = task.relation.layers[0].self_attn.in_proj_weight.grad
+    dim = gradient.shape[1]
+    assert not gradient[: 2 * dim].any()
+    assert gradient[2 * dim :].any()
+
+
+def test_a_related_sample_of_the_control_depends_on_itself_alone():
+    batch = make_batch()
+    changed = batch.image.clone()
+    changed[1:] += 1
+    task = make(relation__attend="self", relation__attention_dropout=0.0).train()
+    task.backbone.eval()  # batch norm of the training mode would mix the samples
+    mask = task._mask(batch.target, 0)
+    rows = [task.relation(task.backbone(image), mask) for image in (batch.image, changed)]
+    torch.testing.assert_close(rows[0][12], rows[1][12])
+    assert not torch.allclose(rows[0][13], rows[1][13])
+
+
+def test_dropout_is_keyed_by_seed_epoch_and_step():
+    batch = make_batch()
+
+    def loss(seed, index):
+        task = make(seed=seed, relation__dropout=0.5).train()
+        torch.manual_seed(index * 17 + 1)  # whatever was drawn before
+        task.on_train_batch_start(batch, index)
+        return task.relation(torch.ones(12, 16))
+
+    assert torch.equal(loss(0, 3), loss(0, 3))
+    assert not torch.equal(loss(0, 3), loss(0, 4))
+
+
+def test_transductive_prediction_relates_the_test_batch():
+    batch = make_batch()
+    task = make(relation__relate_at_test=True).eval()
+    plain = make().eval()
+    assert not torch.allclose(task(batch.image), plain(batch.image))
+    assert not torch.allclose(task(batch.image)[:3], task(batch.image[:3]))
+
+
+def test_soft_targets_are_tiled_like_labels():
+    batch = make_batch()
+    soft = nn.functional.one_hot(batch.target, NUM_CLASSES).float()
+    torch.testing.assert_close(step(make().train(), batch), step(make().train(), batch._replace(target=soft)))
+
+
+def test_several_labels_a_sample_train_and_evaluate():
+    target = torch.zeros(12, NUM_CLASSES)
+    target[torch.arange(12), torch.arange(12) % NUM_CLASSES] = 1
+    target[::3, 0] = 1
+    task = make(criterion__name="binary-cross-entropy", data__multi_label=True).train()
+    batch = make_batch()._replace(target=target)
+    assert torch.isfinite(step(task, batch))
+    metrics = task.eval().metrics(task(batch.image).detach(), target, tau=0.0)
+    assert 0 <= metrics["mean_average_precision"] <= 1
+
+
+def test_a_batch_of_one_class_is_warned_about_once():
+    task, batch = make().train(), make_batch()
+    one_class = batch._replace(target=torch.zeros(12, dtype=torch.long))
+    with pytest.warns(UserWarning, match="All 12 samples of the first batch are of class 0"):
+        step(task, one_class)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        step(task, one_class)
+
+
+def test_an_undoubled_target_is_a_sentence_and_not_a_wrong_loss():
+    task, batch = make().train(), make_batch()
+    logits = task.head(task.relation(task.backbone(batch.image)))
+    with pytest.raises(InvalidInput, match=r"24.*12.*streams\.tile|12.*24.*streams\.tile"):
+        task.criterion(logits, batch.target)
+
+
+@pytest.mark.parametrize("attend", ["all", "same-class", "other-class", "shuffled", "uniform"])
+def test_every_kind_of_neighbour_trains(attend):
+    task = make(relation__attend=attend).train()
+    loss = step(task, make_batch())
+    loss.backward()
+    assert torch.isfinite(loss)

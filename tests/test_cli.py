@@ -1,0 +1,246 @@
+"""The real command line, in this process: what it prints, returns and refuses."""
+
+import csv
+import json
+import subprocess
+import sys
+import time
+
+import fakes
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from setwise.cli import VERBS, main
+from setwise.recipes import RECIPES
+
+TINY = ["--trainer.epochs", "1", "--trainer.logger", "csv", "--backbone.options.width", "4"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    out = tmp_path_factory.mktemp("cli") / "run"
+    assert main(["train", "digits-lt", "--out", str(out), *TINY]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def trained_on_images(tmp_path_factory):
+    root = tmp_path_factory.mktemp("images")
+    fakes.write("image-folder", root / "data")
+    small = ["--backbone.name", "test_resnet", "--data.image-size", "32", "--data.batch-size", "8"]
+    arguments = ["train", "image-folder", "--data.root", str(root / "data"), "--out", str(root / "run"), *small]
+    assert main([*arguments, "--trainer.max-steps", "2", "--trainer.logger", "csv"]) == 0
+    return root
+
+
+def test_help_starts_in_well_under_a_second_and_names_every_verb():
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-m", "setwise", "--help"], capture_output=True, text=True, check=True)
+    assert time.perf_counter() - start < 1
+    assert all(f"  {verb}" in done.stdout for verb in VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help(verb, capsys):
+    assert main([verb, "--help"]) == 0
+    assert f"setwise {verb}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("table", ["recipes", "datasets", "backbones", "criteria", "transforms", "tasks"])
+def test_every_table_is_listed(table, capsys):
+    assert main(["list", table]) == 0
+    assert len(capsys.readouterr().out.splitlines()) > 1
+
+
+def test_backbones_are_searched_by_pattern(capsys):
+    assert main(["list", "backbones", "resnet5*"]) == 0
+    assert "resnet50" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_data_says_where_a_data_set_comes_from(recipe, capsys, tmp_path):
+    options = fakes.write(RECIPES[recipe].data.name, tmp_path)
+    given = [
+        f"--data.{name.replace('_', '-')}={value}" for name, value in options.items() if value not in (None, False)
+    ]
+    clear = ["--data.imbalance-factor", "None"] if RECIPES[recipe].data.name != "digits-lt" else []
+    assert main(["data", recipe, *clear, *given]) == 0
+    out = capsys.readouterr().out
+    assert "licence" in out
+    assert "training images" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trian", "digits-lt"], "did you mean 'train'"),
+        (["train", "digits-tl"], "did you mean 'digits-lt'"),
+        (["train"], "takes a recipe"),
+        (["train", "digits-lt", "--relation.atend", "self"], "--relation.attend"),
+        (["train", "digits-lt", "--trainer.max_epoch", "3"], "Unrecognized"),
+        (["train", "digits-lt", "--relation.attend", "nobody"], "same-class"),
+        (["train", "digits-lt", "--data.batch-size", "many"], "batch-size"),
+        (["train", "missing/run"], "There is no run folder or recipe file missing/run"),
+        (["train", "mine.yaml"], "There is no recipe file"),
+        (["test", "missing"], "is no run folder"),
+        (["predict", "missing", "a.png"], "is no run folder"),
+        (["export", "missing"], "is no run folder"),
+        (["report", "missing"], "is no run folder"),
+        (["compare", "digits-lt", "--resume"], "needs the folder"),
+        (["compare", "digits-lt", "--tune", "lr"], "takes group.field=value"),
+        (["compare", "digits-lt", "--tune", "optimizer.lrr=1"], "did you mean 'lr'"),
+        (["compare", "missing", "--resume"], "There is no recipe 'missing'"),
+        (["train", "image-folder", "--data.root", "missing"], "missing"),
+        (["train", "digits-lt", "--backbone.name", "resnet5O"], "Nearest"),
+        (["train", "digits-lt", "--backbone.options.widht", "3"], "does not take"),
+    ],
+)
+def test_a_wrong_command_is_one_sentence_and_a_status(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) in (1, 2)
+    captured = capsys.readouterr()
+    assert message in " ".join((captured.err + captured.out).replace("│", " ").split())
+    assert "Traceback" not in captured.err
+
+
+def test_hyphen_and_underscore_are_the_same(tmp_path):
+    for number, option in enumerate(("--data.batch-size", "--data.batch_size")):
+        assert main(["train", "digits-lt", option, "32", "--out", str(tmp_path / str(number)), *TINY]) == 0
+    recipes = [(tmp_path / name / "recipe.yaml").read_text() for name in "01"]
+    assert recipes[0] == recipes[1]
+    assert "batch_size: 32" in recipes[0]
+
+
+def test_switches_take_a_value_too(tmp_path):
+    for number, value in enumerate((["true"], ["False"], [])):
+        out = str(tmp_path / str(number))
+        assert main(["train", "digits-lt", "--out", out, *TINY, "--relation.relate-at-test", *value]) == 0
+    texts = [(tmp_path / name / "recipe.yaml").read_text() for name in "012"]
+    assert ["relate_at_test: true" in text for text in texts] == [True, False, True]
+
+
+def test_runs_go_to_a_folder_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        assert main(["train", "digits-lt", *TINY, "--variant", "plain"]) == 0
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["digits-lt", "digits-lt-2"]
+    assert json.loads((tmp_path / "runs" / "digits-lt" / "results.jsonl").read_text())["variant"] == "plain"
+
+
+def test_a_run_folder_and_its_yaml_train_again_with_the_same_result(trained, tmp_path):
+    assert main(["train", str(trained), "--out", str(tmp_path / "again")]) == 0
+    assert main(["train", str(trained / "recipe.yaml"), "--out", str(tmp_path / "from-yaml")]) == 0
+    lines = [json.loads((path / "results.jsonl").read_text()) for path in (trained, *tmp_path.iterdir())]
+    assert all(line["metrics"] == lines[0]["metrics"] for line in lines)
+
+
+def test_a_run_writes_a_report(trained):
+    assert "<html" in (trained / "report.html").read_text()
+    assert main(["report", str(trained)]) == 0
+
+
+def test_resume_finds_the_latest_unfinished_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "digits-lt", "--resume", *TINY]) == 1
+    assert "no unfinished run" in capsys.readouterr().err
+    assert main(["train", "digits-lt", *TINY]) == 0
+    (tmp_path / "runs" / "digits-lt" / "results.jsonl").unlink()
+    assert main(["train", "digits-lt", "--resume", *TINY]) == 0
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["digits-lt"]
+
+
+def test_test_prints_the_metrics_again(trained, capsys):
+    line = json.loads((trained / "results.jsonl").read_text())
+    assert main(["test", str(trained)]) == 0
+    assert f"{100 * line['metrics']['accuracy']:.1f}" in capsys.readouterr().out
+    assert main(["test", str(trained), "--part", "val"]) == 0
+
+
+def test_predict_keeps_the_order_of_its_inputs(trained_on_images, tmp_path):
+    data = trained_on_images / "data"
+    images = sorted(data.rglob("owl/*.png"))[:2] + sorted(data.rglob("bee/*.png"))[:1]
+    out = tmp_path / "predictions.csv"
+    arguments = ["predict", str(trained_on_images / "run"), *map(str, images), "--out", str(out), "--top-k", "2"]
+    assert main(arguments) == 0
+    with out.open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["path"] for row in rows] == [str(path) for path in images]
+    for row in rows:
+        assert {row["class_1"], row["class_2"]} <= {"bee", "cat", "dog", "owl"}
+        assert float(row["probability_1"]) >= float(row["probability_2"]) > 0
+    assert main(arguments) == 1  # and never overwrites
+
+
+def test_predict_takes_folders_and_prints_csv(trained_on_images, capsys):
+    folder = trained_on_images / "data"
+    assert main(["predict", str(trained_on_images / "run"), str(folder), "--adjusted"]) == 0
+    rows = capsys.readouterr().out.strip().splitlines()
+    assert len(rows) == 1 + len(list(folder.rglob("*.png")))
+
+
+def test_predict_agrees_with_the_test(trained, tmp_path):
+    from sklearn.datasets import load_digits
+
+    from setwise.run import load_run
+
+    pixels = load_digits().images[:20]
+    for number, image in enumerate(pixels):
+        Image.fromarray((image / 16 * 255).round().astype(np.uint8)).save(tmp_path / f"{number:02d}.png")
+    assert main(["predict", str(trained), str(tmp_path), "--out", str(tmp_path / "out.csv"), "--top-k", "1"]) == 0
+    _, task, model = load_run(trained)
+    image = (torch.tensor((pixels / 16 * 255).round() / 255).float()[:, None] - model.mean[0]) / model.std[0]
+    with torch.inference_mode():
+        expected = [model.class_names[k] for k in task(image).argmax(1)]
+    with (tmp_path / "out.csv").open() as file:
+        assert [row["class_1"] for row in csv.DictReader(file)] == expected
+
+
+def test_predict_names_an_image_it_cannot_read(trained_on_images, tmp_path, capsys):
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no image")
+    assert main(["predict", str(trained_on_images / "run"), str(broken)]) == 2
+    assert "broken.png" in capsys.readouterr().err
+
+
+def test_export_writes_the_plain_model_in_all_formats(trained, tmp_path, capsys):
+    assert main(["export", str(trained), "--out", str(tmp_path / "out")]) == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "model.onnx",
+        "model.pt2",
+        "model.safetensors",
+    ]
+    assert not [name for name in load_file(tmp_path / "out" / "model.safetensors") if "relation" in name]
+    assert capsys.readouterr().out.count("largest difference") == 3
+    assert main(["export", str(trained), "--out", str(tmp_path / "out")]) == 1
+
+
+def test_a_transductive_run_is_not_exported(tmp_path, capsys):
+    out = str(tmp_path / "run")
+    assert main(["train", "digits-lt", "--out", out, "--relation.relate-at-test", *TINY]) == 0
+    assert main(["export", out]) == 2
+    assert "relate_at_test" in capsys.readouterr().err
+
+
+def test_compare_prints_the_verdict_and_where_the_report_is(tmp_path, capsys):
+    out = tmp_path / "compare"
+    assert main(["compare", "digits-lt", "--seeds", "2", "--workers", "1", "--out", str(out), *TINY]) == 0
+    printed = capsys.readouterr().out
+    assert "2 seeds" in printed
+    assert str(out) in "".join(printed.split())
+    assert (out / "report.html").is_file()
+    assert (out / "comparison.png").is_file()
+    assert main(["compare", "digits-lt", "--out", str(out), *TINY]) == 1  # never overwrites
+    assert main(["compare", str(out), "--resume"]) == 0
+    assert main(["report", str(out)]) == 0
+
+
+def test_plain_learns_a_stated_accuracy_and_so_does_related(tmp_path):
+    for variant in ("plain", "related"):
+        out = tmp_path / variant
+        assert main(["train", "digits-lt", "--variant", variant, "--out", str(out), "--trainer.logger", "csv"]) == 0
+        metrics = json.loads((out / "results.jsonl").read_text())["metrics"]
+        assert metrics["many"] > 0.9
+        assert metrics["adjusted_balanced_accuracy"] > 0.75

@@ -1,0 +1,125 @@
+"""A comparison: its plan, its arms over the same seeds, its tuning, and its verdict."""
+
+import json
+
+import numpy as np
+import pytest
+
+from setwise.compare import TUNING_SEED, compare, make_plan
+from setwise.errors import RunError, UnknownName
+from setwise.judge import judge, read_plan
+from setwise.recipes import RECIPES
+from setwise.run_folder import RunFolder, read_lines
+
+TINY = RECIPES["digits-lt"].override(
+    {"trainer.epochs": 2, "trainer.val_every": 2, "trainer.logger": ("csv",), "backbone.options": {"width": 4}}
+)
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    root = tmp_path_factory.mktemp("compare")
+    plan = make_plan(TINY.override({"num_seeds": 2}), attend=("same-class", "other-class"))
+    told = []
+    compare(plan, root, workers=2, progress=lambda name, done: told.append(done), say=lambda text: None)
+    return root, told
+
+
+def test_every_arm_runs_every_seed_in_parallel_processes(compared):
+    root, told = compared
+    lines = read_lines(root / "results.jsonl")
+    assert {(line["variant"], line["seed"]) for line in lines} == {
+        (variant, seed) for variant in ("plain", "control", "related") for seed in (0, 1)
+    }
+    assert len(lines) == 8
+    assert {line["recipe"] for line in lines} == {"digits-lt", "digits-lt --relation.attend other-class"}
+    assert told == sorted(told)
+    assert told[-1] == pytest.approx(1)
+
+
+def test_arms_of_a_seed_share_data_and_test_images(compared):
+    root, _ = compared
+    plan = read_plan(root)
+    for seed in plan.seeds:
+        files = [np.load(RunFolder(plan.folder(root, arm, seed)).predictions) for arm in plan.arms]
+        for name in ("counts", "target", "index"):
+            assert all(np.array_equal(file[name], files[0][name]) for file in files)
+
+
+def test_differences_are_those_of_the_metrics(compared):
+    root, _ = compared
+    comparison = judge(root)
+    lines = read_lines(root / "results.jsonl")
+
+    def mean(variant, metric, recipe="digits-lt"):
+        return np.mean([x["metrics"][metric] for x in lines if x["variant"] == variant and x["recipe"] == recipe])
+
+    for difference in (comparison.primary, *comparison.others):
+        if difference.arm in ("plain", "control", "related"):
+            expected = mean(difference.arm, difference.metric) - mean(difference.against, difference.metric)
+            assert difference.interval.estimate == pytest.approx(expected, abs=1e-9), difference
+    assert comparison.primary.metric == TINY.primary
+    assert (comparison.primary.arm, comparison.primary.against) == ("related", "control")
+    other = comparison.find(TINY.primary, "related-other-class", "control")
+    assert other is not None
+    assert other.interval.estimate == pytest.approx(
+        mean("related", TINY.primary, "digits-lt --relation.attend other-class") - mean("control", TINY.primary)
+    )
+    assert len(comparison.classes) == 10
+    assert all(d.p_holm >= d.interval.p for d in comparison.others)
+
+
+def test_a_broken_comparison_is_finished_and_gives_the_same_lines(compared, tmp_path):
+    root, _ = compared
+    plan = make_plan(TINY.override({"num_seeds": 2}), attend=("same-class", "other-class"))
+    compare(plan, tmp_path, workers=1)
+    folder = RunFolder(plan.folder(tmp_path, plan.arms[2], 1))
+    folder.results.unlink()  # as if it had been killed before the end
+    (tmp_path / "results.jsonl").unlink()
+    with pytest.raises(RunError, match=r"is not complete; `setwise compare .* --resume` finishes it"):
+        judge(tmp_path)
+    compare(None, tmp_path, workers=1)
+    metrics = [[line["metrics"] for line in read_lines(path / "results.jsonl")] for path in (root, tmp_path)]
+    assert metrics[0] == metrics[1]
+
+
+def test_tuning_gives_every_arm_the_same_grid_on_seeds_of_its_own(tmp_path):
+    plan = make_plan(TINY.override({"num_seeds": 1}), tune={"optimizer.lr": [0.1, 1e-6]})
+    said = []
+    tuned = compare(plan, tmp_path, workers=1, say=said.append)
+    log = read_lines(tmp_path / "tuning.jsonl")
+    assert [(line["arm"], line["setting"]["optimizer.lr"]) for line in log] == [
+        (arm, lr) for arm in ("plain", "control", "related") for lr in (0.1, 1e-6)
+    ]
+    recipe = json.loads((tmp_path / "plan.json").read_text())
+    assert recipe["tune"] == {"optimizer.lr": [0.1, 1e-6]}
+    for arm in tuned.arms:
+        scores = {line["setting"]["optimizer.lr"]: line["validation"] for line in log if line["arm"] == arm.name}
+        assert arm.settings["optimizer.lr"] == max(scores, key=scores.get)
+    seeds = {read_lines(path)[-1]["seed"] for path in (tmp_path / "tuning").rglob("results.jsonl")}
+    assert seeds == {TUNING_SEED}
+    assert judge(tmp_path).verdict.word == "undecided"  # one seed
+
+
+def test_a_failing_run_keeps_the_others_and_says_so(tmp_path):
+    plan = make_plan(TINY.override({"num_seeds": 1}))
+    broken = plan.folder(tmp_path, plan.arms[1], 0)
+    broken.mkdir(parents=True)
+    (broken / "somebody.txt").write_text("else's file")
+    with pytest.raises(RunError, match=r"1 of 3 runs did not finish \(control, seed 0: .* is not empty"):
+        compare(plan, tmp_path, workers=2)
+    assert RunFolder(plan.folder(tmp_path, plan.arms[0], 0)).complete
+    assert RunFolder(plan.folder(tmp_path, plan.arms[2], 0)).complete
+
+
+@pytest.mark.parametrize(
+    ("recipe", "attend", "error", "message"),
+    [
+        (TINY.as_variant("plain"), (), RunError, "needs a related recipe"),
+        (TINY, ("self",), RunError, "is the control"),
+        (TINY, ("same-clas",), UnknownName, "did you mean 'same-class'"),
+    ],
+)
+def test_a_plan_without_sense_is_refused(recipe, attend, error, message):
+    with pytest.raises(error, match=message):
+        make_plan(recipe, attend=attend)

@@ -1,0 +1,117 @@
+"""Recipes as data: every one is whole, becomes objects, and runs two steps through the real command line."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import fakes
+import pytest
+import torch
+
+from setwise.build import build_task
+from setwise.cli import main
+from setwise.data import DATASETS, TRANSFORMS
+from setwise.errors import InvalidInput, UnknownName
+from setwise.losses import CRITERIA
+from setwise.recipes import RECIPES, Recipe, yaml_file
+from setwise.tasks import TASKS
+
+
+def to_arguments(overrides):
+    for name, value in overrides.items():
+        if isinstance(value, dict):
+            yield from to_arguments({f"{name}.{key}": item for key, item in value.items()})
+        else:
+            yield f"--{name}"
+            yield from map(str, value if isinstance(value, tuple) else [value])
+
+
+@pytest.mark.parametrize("name", RECIPES)
+class TestContract:
+    def test_names_are_in_their_tables(self, name):
+        recipe = RECIPES[name]
+        assert recipe.name == name
+        assert recipe.summary
+        assert recipe.task in TASKS
+        assert recipe.data.name in DATASETS
+        assert recipe.data.augment in TRANSFORMS
+        assert recipe.criterion.name in CRITERIA
+        assert recipe.paper
+        assert recipe.smoke
+
+    def test_the_full_model_builds_on_the_meta_device(self, name):
+        recipe = RECIPES[name]
+        size = recipe.data.image_size or {"digits-lt": 8}.get(recipe.data.name, 32)
+        with torch.device("meta"):
+            task = build_task(
+                recipe,
+                counts=torch.arange(100, 0, -1, device="cpu"),
+                class_names=tuple(f"class {k}" for k in range(100)),
+                in_chans=1 if recipe.data.name == "digits-lt" else 3,
+                image_size=size,
+            )
+        assert next(task.backbone.parameters()).device.type == "meta"
+        assert task.relation is not None
+
+    def test_two_steps_run_through_the_command_line(self, name, tmp_path):
+        recipe = RECIPES[name]
+        options = fakes.write(recipe.data.name, tmp_path / "data")
+        options.setdefault("imbalance_factor", None)
+        overrides = {f"data.{k}": v for k, v in options.items()} | recipe.smoke
+        status = main(["train", name, "--out", str(tmp_path / "run"), *to_arguments(overrides)])
+        assert status == 0
+        line = json.loads((tmp_path / "run" / "results.jsonl").read_text())
+        assert (line["recipe"], line["variant"], line["seed"], line["primary"]) == (name, "related", 0, recipe.primary)
+        assert all(0 <= value <= 1 for value in line["metrics"].values())
+        assert recipe.primary in line["metrics"]
+
+    def test_variants_differ_in_their_relation_alone(self, name):
+        recipe = RECIPES[name]
+        for variant in ("plain", "related", "control"):
+            other = recipe.as_variant(variant)
+            assert other.variant == variant
+            assert dataclasses.replace(other, relation=recipe.relation) == recipe
+        assert recipe.as_variant("control").relation.attention_dropout == 0
+
+    def test_yaml_gives_the_recipe_back(self, name, tmp_path):
+        recipe = RECIPES[name]
+        yaml_file.write(recipe, tmp_path / "recipe.yaml")
+        assert yaml_file.read(tmp_path / "recipe.yaml") == dataclasses.replace(recipe, smoke={}, ran=())
+
+    def test_repr_shows_what_was_reported(self, name):
+        for reported in RECIPES[name].reported:
+            assert str(reported.value) in repr(RECIPES[name])
+
+
+def test_listing_recipes_imports_no_torch():
+    code = "import setwise.recipes, sys; sys.exit(bool({'torch', 'numpy', 'yaml'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("data:\n  batch_size: many\n", r"`data\.batch_size` must be of type int, but it is 'many'"),
+        ("data:\n  bach_size: 3\n", "did you mean 'batch_size'"),
+        ("relation:\n  attend: everybody\n", r"`relation\.attend` must be one of all, self"),
+        ("optimizer: sgd\n", "`optimizer` must be a block of fields"),
+        ("- a\n- b\n", "must hold the fields of a recipe"),
+        ("data: [", "not a YAML file"),
+        ("optimizer:\n  milestones: 3\n", r"`optimizer\.milestones` must be a list"),
+        ("data:\n  multi_label: 1\n", r"`data\.multi_label` must be of type bool"),
+    ],
+)
+def test_a_wrong_recipe_file_is_one_sentence(tmp_path, text, message):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises((InvalidInput, UnknownName), match=message):
+        yaml_file.read(path)
+
+
+def test_a_short_recipe_file_keeps_the_defaults(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("data:\n  name: digits-lt\noptimizer:\n  lr: 5e-2\n  milestones: [3, 5]\n")
+    recipe = yaml_file.read(path)
+    assert (recipe.name, recipe.optimizer.lr, recipe.optimizer.milestones) == ("mine", 0.05, (3, 5))
+    assert recipe.trainer == Recipe(name="", summary="").trainer

@@ -1,0 +1,206 @@
+"""One run: what it leaves, that it never overwrites, and that a broken one ends as an unbroken one."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+from safetensors.torch import load_file
+
+from setwise import run
+from setwise.errors import MissingFile, RunError
+from setwise.metrics import TAUS, classification_metrics
+from setwise.recipes import RECIPES
+from setwise.run_folder import RunFolder, fresh_folder, read_classes
+
+TINY = RECIPES["digits-lt"].override(
+    {"trainer.epochs": 4, "trainer.checkpoint_every": 1, "trainer.val_every": 2, "backbone.options": {"width": 4}}
+)
+
+
+def fit(recipe, out, **options):
+    return run.fit(recipe, out, progress=False, say=lambda text: None, **options)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    out = tmp_path_factory.mktemp("run") / "digits"
+    return RunFolder(out), fit(TINY, out)
+
+
+class StopAt(Callback):
+    def __init__(self, epoch):
+        self.epoch = epoch
+
+    def on_train_epoch_start(self, trainer, module):
+        if trainer.current_epoch == self.epoch:
+            raise ConnectionError("the power went off")
+
+
+def test_a_run_leaves_what_the_folder_says(finished):
+    folder, line = finished
+    for path in (folder.recipe, folder.environment, folder.model, folder.weights, folder.predictions, folder.last):
+        assert path.is_file(), path
+    assert json.loads(folder.results.read_text()) == line
+    assert set(line) == {"recipe", "variant", "seed", "metrics", "primary", "seconds", "versions", "commit"}
+    curves = next((folder.logs / "csv").glob("version_*/metrics.csv")).read_text().splitlines()[0].split(",")
+    for stream in ("plain", "related"):
+        assert {f"train/{stream}_loss", f"train/{stream}_accuracy"} <= set(curves)
+    assert f"val/{TINY.primary}" in curves
+    assert list((folder.logs / "tensorboard").glob("version_*/events*"))
+    assert len(read_classes(folder.path)) == 10
+
+
+def test_saved_predictions_give_the_metrics_back(finished):
+    folder, line = finished
+    with np.load(folder.predictions) as saved:
+        right = saved["predicted"] == saved["target"]
+        place = np.abs(saved["taus"] - saved["tau"]).argmin()
+        assert len(saved["taus"]) == len(TAUS)
+        assert right[list(TAUS).index(0.0)].mean() == pytest.approx(line["metrics"]["accuracy"])
+        assert right[place].mean() == pytest.approx(line["metrics"]["adjusted_accuracy"])
+
+
+def test_testing_a_run_again_gives_its_metrics(finished):
+    folder, line = finished
+    metrics, classes = run.evaluate(folder.path)
+    assert metrics == line["metrics"]
+    assert classes == read_classes(folder.path)
+
+
+def test_a_loaded_run_scores_as_its_plain_network(finished):
+    folder, line = finished
+    recipe, task, _ = run.load_run(folder.path)
+    splits = run.build_data(recipe)
+    scores = run.scores_of(task, run.build_loader(recipe, splits, "test"))
+    plain = task.plain().eval()
+    with torch.inference_mode():
+        batches = [plain(batch.image) for batch in run.build_loader(recipe, splits, "test")]
+    assert torch.equal(torch.cat(batches), scores["scores"])
+    metrics = classification_metrics(scores["scores"], scores["target"], groups=task.groups)
+    assert metrics["accuracy"] == line["metrics"]["accuracy"]
+
+
+def test_the_same_seed_gives_the_same_weights(finished, tmp_path):
+    folder, _ = finished
+    torch.manual_seed(7)  # whatever else was drawn in the process
+    fit(TINY, tmp_path / "again")
+    again = load_file(tmp_path / "again" / "weights.safetensors")
+    assert all(torch.equal(value, again[name]) for name, value in load_file(folder.weights).items())
+
+
+def test_a_run_never_overwrites(finished):
+    folder, _ = finished
+    before = folder.results.read_text()
+    with pytest.raises(RunError, match="is not empty, and a run never overwrites"):
+        fit(TINY, folder.path)
+    assert folder.results.read_text() == before
+
+
+def test_a_complete_run_is_not_run_again(finished):
+    folder, line = finished
+    assert fit(TINY, folder.path, resume=True) == line
+
+
+def test_another_recipe_does_not_resume_a_run(finished):
+    folder, _ = finished
+    with pytest.raises(RunError, match="started with another recipe"):
+        fit(TINY.override({"optimizer.lr": 0.2}), folder.path, resume=True)
+
+
+@pytest.mark.parametrize("epoch", [0, 1, 3])
+def test_a_broken_run_ends_with_the_weights_of_an_unbroken_one(finished, tmp_path, epoch):
+    folder, line = finished
+    with pytest.raises(ConnectionError):
+        fit(TINY, tmp_path / "broken", callbacks=(StopAt(epoch),))
+    resumed = fit(TINY, tmp_path / "broken", resume=True)
+    weights = load_file(tmp_path / "broken" / "weights.safetensors")
+    assert all(torch.equal(value, weights[name]) for name, value in load_file(folder.weights).items())
+    assert resumed["metrics"] == line["metrics"]
+
+
+def test_a_killed_run_continues_to_the_weights_of_an_unbroken_one(tmp_path):
+    recipe = {"trainer.epochs": 150, "trainer.checkpoint_every": 5, "trainer.val_every": 150}
+    arguments = [f"--{name}={value}" for name, value in recipe.items()] + ["--trainer.logger", "csv"]
+    out = tmp_path / "killed"
+    command = [sys.executable, "-m", "setwise", "train", "digits-lt", *arguments, "--out", str(out)]
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}  # as here: sums are rounded differently over more threads
+    process = subprocess.Popen(command, env=one_thread, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (out / "checkpoints" / "last.ckpt").is_file() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (out / "weights.safetensors").exists()
+    whole = RECIPES["digits-lt"].override({**recipe, "trainer.logger": ("csv",)})
+    fit(whole, out, resume=True)
+    fit(whole, tmp_path / "unbroken")
+    expected, got = (load_file(path / "weights.safetensors") for path in (tmp_path / "unbroken", out))
+    assert all(torch.equal(value, got[name]) for name, value in expected.items())
+
+
+@pytest.mark.parametrize("select", ["best", "early-stopping"])
+def test_selection_keeps_the_weights_that_validation_prefers(tmp_path, select):
+    recipe = TINY.override({"trainer.select": select, "trainer.val_every": 1, "trainer.patience": 2})
+    fit(recipe, tmp_path / "run")
+    folder = RunFolder(tmp_path / "run")
+    best = torch.load(folder.best, weights_only=True)["state_dict"]
+    kept = load_file(folder.weights)
+    assert all(torch.equal(value, kept[name]) for name, value in best.items())
+    rows = next((folder.logs / "csv").glob("version_*/metrics.csv")).read_text().splitlines()
+    column = rows[0].split(",").index(f"val/{recipe.primary}")
+    scores = [float(row.split(",")[column]) for row in rows[1:] if row.split(",")[column]]
+    with np.load(folder.predictions) as saved:
+        assert float(saved[f"val_{recipe.primary}"]) == pytest.approx(max(scores))
+
+
+def test_weights_of_ones_own_start_a_run(finished, tmp_path, capsys):
+    folder, _ = finished
+    recipe = TINY.override({"backbone.weights": str(folder.weights), "trainer.epochs": 1, "optimizer.lr": 0.0})
+    said = []
+    run.fit(recipe, tmp_path / "run", progress=False, say=said.append)
+    assert any("loaded" in sentence and "digits_cnn" in sentence for sentence in said)
+    before, after = load_file(folder.weights), load_file(tmp_path / "run" / "weights.safetensors")
+    name = "backbone.trunk.0.weight"
+    assert torch.equal(before[name], after[name])
+
+
+def test_diverging_training_is_a_sentence(tmp_path):
+    with pytest.raises(RunError, match=r"loss.*not a finite number.*optimizer\.lr"):
+        fit(TINY.override({"optimizer.lr": 1e30, "trainer.val_every": 4}), tmp_path / "run")
+
+
+def test_an_out_of_memory_error_names_what_to_change(tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(run.Classification, "training_step", full)
+    with pytest.raises(RunError, match=r"batch of 64.*--data\.batch-size.*bf16-mixed"):
+        fit(TINY, tmp_path / "run")
+
+
+def test_a_folder_that_is_no_run_is_a_sentence(tmp_path):
+    with pytest.raises(MissingFile, match="is no run folder"):
+        run.load_run(tmp_path)
+
+
+def test_unknown_names_in_a_recipe_suggest_the_nearest(tmp_path):
+    for override, message in (
+        ({"criterion.name": "balanced-softmaks"}, "did you mean 'balanced-softmax'"),
+        ({"trainer.logger": ("tensorbord",)}, "did you mean 'tensorboard'"),
+        ({"data.augment": "crop-flop"}, "did you mean 'crop-flip'"),
+        ({"primary": "adjusted_acuracy"}, "did you mean 'adjusted_accuracy'"),
+        ({"data.root": "/nowhere"}, r"has no option `data\.root`"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fit(TINY.override({**override, "trainer.epochs": 1}), fresh_folder(tmp_path, "run"))
+
+
+def test_a_fresh_folder_is_never_an_old_one(tmp_path):
+    assert [fresh_folder(tmp_path, "x").name for _ in range(3)] == ["x", "x-2", "x-3"]
