@@ -14,10 +14,12 @@ from lightning.pytorch.callbacks import Callback
 from safetensors.torch import load_file
 
 from setwise import run
+from setwise.build import build_data, build_loader
 from setwise.errors import MissingFile, RunError
 from setwise.metrics import TAUS, classification_metrics
 from setwise.recipes import RECIPES
 from setwise.run_folder import RunFolder, fresh_folder, read_classes
+from setwise.scoring import scores_of
 
 TINY = RECIPES["digits-lt"].override(
     {"trainer.epochs": 4, "trainer.checkpoint_every": 1, "trainer.val_every": 2, "backbone.options": {"width": 4}}
@@ -77,11 +79,11 @@ def test_testing_a_run_again_gives_its_metrics(finished):
 def test_a_loaded_run_scores_as_its_plain_network(finished):
     folder, line = finished
     recipe, task, _ = run.load_run(folder.path)
-    splits = run.build_data(recipe)
-    scores = run.scores_of(task, run.build_loader(recipe, splits, "test"))
+    splits = build_data(recipe)
+    scores = scores_of(task, build_loader(recipe, splits, "test"))
     plain = task.plain().eval()
     with torch.inference_mode():
-        batches = [plain(batch.image) for batch in run.build_loader(recipe, splits, "test")]
+        batches = [plain(batch.image) for batch in build_loader(recipe, splits, "test")]
     assert torch.equal(torch.cat(batches), scores["scores"])
     metrics = classification_metrics(scores["scores"], scores["target"], groups=task.groups)
     assert metrics["accuracy"] == line["metrics"]["accuracy"]

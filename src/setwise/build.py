@@ -100,6 +100,7 @@ def build_task(
         say: told which of one's own weights did not load.
     """
     task = choose(recipe.task, TASKS, "task")
+    _check_labels(recipe)
     backbone, dim = _backbone(recipe, in_chans=in_chans, image_size=image_size, say=say)
     with _drawn_from(recipe.seed, "head"):
         head = create_head(recipe.head.name, dim, len(class_names), scale=recipe.head.scale)
@@ -118,6 +119,15 @@ def build_task(
         multi_label=recipe.data.multi_label,
         seed=recipe.seed,
     )
+
+
+def _check_labels(recipe: Recipe) -> None:
+    """Cross-entropy takes rows of zeros and ones without complaint, and trains something else."""
+    if recipe.data.multi_label and recipe.criterion.name != "binary-cross-entropy":
+        raise InvalidInput(
+            f"Images with several labels (data.multi_label) need --criterion.name binary-cross-entropy and --primary "
+            f"mean_average_precision, but the criterion is {recipe.criterion.name}."
+        )
 
 
 def _backbone(recipe: Recipe, *, in_chans: int, image_size: int, say: Say) -> tuple[nn.Module, int]:

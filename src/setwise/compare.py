@@ -195,6 +195,8 @@ def _work_in_parallel(todo: Sequence[_Job], workers: int, finished: int, share: 
                 failed |= {futures[future]: error for future in done if (error := future.exception()) is not None}
         except KeyboardInterrupt:
             pool.shutdown(wait=False, cancel_futures=True)
+            for child in multiprocessing.active_children():
+                child.kill()  # Lightning answers a mere SIGTERM when its epoch is over; checkpoints are written whole
             raise
     _raise_failures(failed, len(todo))
 

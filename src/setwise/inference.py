@@ -14,7 +14,8 @@ from setwise.data.images import ImageFiles, StackedImages, decode
 from setwise.data.transforms import to_grey
 from setwise.errors import InvalidInput, MissingFile, RunError
 from setwise.metrics import adjust
-from setwise.run import Model, load_run, scores_of
+from setwise.run import load_run
+from setwise.scoring import Model, scores_of
 
 __all__ = ["Prediction", "find_images", "predict", "write_csv"]
 

@@ -1,57 +1,31 @@
-"""Train, continue and evaluate one run; thin over lightning.Trainer."""
+"""Train, continue and load one run; thin over lightning.Trainer."""
 
 import json
 import logging
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
-import numpy as np
 import torch
 from lightning.pytorch import loggers
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from safetensors.torch import load_file, save_file
-from torch import Tensor
-from torch.utils.data import DataLoader
 
 from setwise.build import build_data, build_loader, build_task
-from setwise.data import Splits
 from setwise.errors import InvalidInput, RunError, choose
-from setwise.metrics import TAUS, adjust, per_class_accuracy, predictions_over_taus
-from setwise.nn.gather import gather_objects
 from setwise.recipes import Recipe, yaml_file
-from setwise.run_folder import RunFolder, commit, versions, write_whole
+from setwise.run_folder import RunFolder, commit, read_lines, versions, write_whole
+from setwise.scoring import Model, class_table, scores_of, write_results
 from setwise.tasks import Classification
 
-__all__ = ["Model", "evaluate", "fit", "load_run", "scores_of"]
+__all__ = ["evaluate", "fit", "load_run", "make_trainer"]
 
 Say = Callable[[str], None]
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "bad_alloc")
-
-
-@dataclass(frozen=True)
-class Model:
-    """What a network must be told besides its weights; ``model.json`` of a run."""
-
-    class_names: list[str]
-    counts: list[int]
-    """Training images per class."""
-    mean: list[float]
-    std: list[float]
-    image_size: int
-    tau: float = 0.0
-    """Strength of logit adjustment that validation chose."""
-
-    @classmethod
-    def of(cls, splits: Splits) -> "Model":
-        """What the training data says about the network."""
-        size = splits.train.image_size or splits.train.images[0].shape[-1]
-        mean, std = list(splits.mean), list(splits.std)
-        return cls(list(splits.class_names), splits.train_counts.tolist(), mean, std, size)
 
 
 def fit(
@@ -80,10 +54,11 @@ def fit(
     Raises:
         RunError: if the folder holds another run, memory does not suffice, or the loss is no number.
     """
-    folder = _prepare(RunFolder(out), recipe, resume=resume)
-    if resume and folder.complete:
+    folder = RunFolder(out)
+    _check_folder(folder, recipe, resume=resume)
+    if folder.complete:
         say(f"{folder.path} is complete already; nothing to do.")
-        return json.loads(folder.results.read_text(encoding="utf-8").splitlines()[-1])
+        return read_lines(folder.results)[-1]
     start = time.perf_counter()
     _quiet()
     splits = build_data(recipe)
@@ -91,28 +66,21 @@ def fit(
         say(note)
     model = Model.of(splits)
     task = _task(recipe, model, say)
+    choose(recipe.primary, task.metric_names, "metric (primary)")
+    loaders = {part: build_loader(recipe, splits, part) for part in ("train", "val", "test")}
+    _write_head(folder, recipe)
     trainer = make_trainer(recipe, folder, progress=progress, callbacks=callbacks)
-    try:
-        trainer.fit(
-            task,
-            build_loader(recipe, splits, "train"),
-            build_loader(recipe, splits, "val"),
-            ckpt_path=folder.last if resume and folder.last.is_file() else None,
-            weights_only=True,
-        )
-        if trainer.interrupted:
-            raise KeyboardInterrupt
+    with _explained(recipe):
+        last = folder.last if folder.last.is_file() else None
+        trainer.fit(task, loaders["train"], loaders["val"], ckpt_path=last, weights_only=True)
         if recipe.trainer.select != "last":
             task.load_state_dict(torch.load(folder.best, "cpu", weights_only=True)["state_dict"])
-        val, test = (scores_of(task, build_loader(recipe, splits, part), trainer) for part in ("val", "test"))
-    except RuntimeError as error:
-        _explain_memory(error, recipe)
-        raise
-    if trainer.is_global_zero:
-        save_file({name: tensor.contiguous() for name, tensor in task.state_dict().items()}, folder.weights)
-        _write_results(recipe, folder, task, model, val, test, seconds=time.perf_counter() - start)
-    trainer.strategy.barrier()
-    return json.loads(folder.results.read_text(encoding="utf-8").splitlines()[-1])
+        task.to(trainer.strategy.root_device)  # from which Lightning has taken it
+        val, test = scores_of(task, loaders["val"]), scores_of(task, loaders["test"])
+    if skipped := loaders["train"].skipped:
+        say(f"{len(skipped)} training images could not be read and were skipped: {skipped[0]} ...")
+    save_file({name: tensor.contiguous() for name, tensor in task.cpu().state_dict().items()}, folder.weights)
+    return write_results(recipe, folder, task, model, val=val, test=test, seconds=time.perf_counter() - start)
 
 
 def make_trainer(
@@ -142,8 +110,7 @@ def make_trainer(
         saved.append(RichProgressBar())
     return L.Trainer(
         accelerator=part.accelerator,
-        devices=part.devices,
-        strategy="ddp" if part.devices > 1 else "auto",
+        devices=1,
         precision=part.precision,  # type: ignore[arg-type]
         max_epochs=part.epochs,
         max_steps=part.max_steps or -1,
@@ -157,32 +124,6 @@ def make_trainer(
         enable_progress_bar=progress,
         use_distributed_sampler=False,  # our sampler slices by rank itself, keyed by seed and epoch
     )
-
-
-@torch.inference_mode()
-def scores_of(task: Classification, loader: DataLoader, trainer: L.Trainer | None = None) -> dict[str, Tensor]:
-    """Scores, targets and indices of one part in its order, on the CPU, from all processes.
-
-    Returns:
-        ``scores [N, K]``, ``target [N]`` or ``[N, K]``, ``index [N]``.
-    """
-    task.eval()
-    parts: dict[str, list[Tensor]] = {"scores": [], "target": [], "index": []}
-    for batch in loader:
-        image = batch.image.to(task.device)
-        if trainer is None:
-            scores = task(image)
-        else:
-            with trainer.precision_plugin.forward_context():
-                scores = task(image)
-        for name, tensor in (("scores", scores.float()), ("target", batch.target), ("index", batch.index)):
-            parts[name].append(tensor.cpu())
-    if not parts["index"]:
-        raise RunError("There is no image to evaluate: this part of the data set is empty.")
-    whole = gather_objects({name: torch.cat(tensors) for name, tensors in parts.items()})
-    joined = {name: torch.cat([rank[name] for rank in whole]) for name in parts}
-    order = joined["index"].argsort()
-    return {name: tensor[order] for name, tensor in joined.items()}
 
 
 def load_run(path: str | Path, *, recipe: Recipe | None = None) -> tuple[Recipe, Classification, Model]:
@@ -226,46 +167,29 @@ def evaluate(
     )
 
 
-def class_table(
-    task: Classification, class_names: Sequence[str], test: dict[str, Tensor], tau: float
-) -> list[dict[str, Any]]:
-    """One row a class: name, training images, group, accuracy and adjusted accuracy (absent where not tested)."""
-    if task.multi_label:
-        return []
-    raw, adjusted = (per_class_accuracy(adjust(test["scores"], task.counts, t), test["target"]) for t in (0.0, tau))
-    group_of = {int(k): name for name, classes in task.groups.items() for k in classes.nonzero().flatten()}
-    return [
-        {
-            "class": name,
-            "train_images": int(task.counts[k]),
-            "group": group_of[k],
-            "accuracy": round(float(raw[k]), 6),
-            "adjusted_accuracy": round(float(adjusted[k]), 6),
-        }
-        for k, name in enumerate(class_names)
-    ]
-
-
-def _prepare(folder: RunFolder, recipe: Recipe, *, resume: bool) -> RunFolder:
+def _check_folder(folder: RunFolder, recipe: Recipe, *, resume: bool) -> None:
+    """Refuse a folder with something else in it, before anything is loaded."""
     if resume and folder.recipe.is_file():
         if yaml_file.read(folder.recipe) != recipe.override({"smoke": {}, "ran": ()}):
             raise RunError(
                 f"{folder.path} was started with another recipe, so it cannot be resumed with this one. "
                 f"Resume it as it is (`setwise train {folder.path} --resume`), or train into a new folder."
             )
-        return folder
+    elif folder.path.exists() and (not folder.path.is_dir() or any(folder.path.iterdir())):
+        raise RunError(f"{folder.path} is not empty, and a run never overwrites. Choose another --out, or --resume.")
+
+
+def _write_head(folder: RunFolder, recipe: Recipe) -> None:
+    """Write what the run is made of, before its first step."""
+    if folder.recipe.is_file():
+        return
+    environment = {"versions": versions(), "commit": commit(), "threads": torch.get_num_threads()}
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
-        if any(folder.path.iterdir()):
-            raise RunError(
-                f"{folder.path} is not empty, and a run never overwrites. Choose another --out, or --resume."
-            )
-        yaml_file.write(recipe, folder.recipe)
-        environment = {"versions": versions(), "commit": commit(), "threads": torch.get_num_threads()}
         write_whole(folder.environment, json.dumps(environment, indent=2) + "\n")
+        yaml_file.write(recipe, folder.recipe)
     except OSError as error:
         raise RunError(f"The run folder {folder.path} cannot be written: {error.strerror}.") from error
-    return folder
 
 
 def _task(recipe: Recipe, model: Model, say: Say) -> Classification:
@@ -279,51 +203,6 @@ def _task(recipe: Recipe, model: Model, say: Say) -> Classification:
     )
 
 
-def _write_results(
-    recipe: Recipe,
-    folder: RunFolder,
-    task: Classification,
-    model: Model,
-    val: dict[str, Tensor],
-    test: dict[str, Tensor],
-    *,
-    seconds: float,
-) -> None:
-    tau = task.choose_tau(val["scores"], val["target"])
-    metrics = task.metrics(test["scores"], test["target"], tau=tau)
-    if recipe.primary not in metrics:
-        choose(recipe.primary, metrics, "metric (primary)")
-    saved: dict[str, Any] = {"tau": tau, "counts": task.counts, "target": test["target"], "index": test["index"]}
-    saved |= {f"group_{name}": classes for name, classes in task.groups.items()}
-    saved |= {f"val_{name}": value for name, value in task.metrics(val["scores"], val["target"], tau=tau).items()}
-    if not task.multi_label:
-        over_taus = predictions_over_taus(test["scores"], task.counts, TAUS)
-        saved |= {"taus": TAUS, "predicted": over_taus.to(torch.int32)}
-    arrays: dict[str, Any] = {name: np.asarray(value) for name, value in saved.items()}
-    np.savez_compressed(folder.predictions, **arrays)
-    write_whole(folder.model, json.dumps(asdict(replace(model, tau=tau)), indent=2) + "\n")
-    table = class_table(task, model.class_names, test, tau)
-    if table:
-        rows = [",".join(table[0]), *(",".join(_quoted(value) for value in row.values()) for row in table)]
-        write_whole(folder.per_class, "\n".join(rows) + "\n")
-    line = {
-        "recipe": recipe.name,
-        "variant": recipe.variant,
-        "seed": recipe.seed,
-        "metrics": metrics,
-        "primary": recipe.primary,
-        "seconds": round(seconds, 3),
-        "versions": versions(),
-        "commit": commit(),
-    }
-    write_whole(folder.results, json.dumps(line) + "\n")
-
-
-def _quoted(value: object) -> str:
-    text = str(value)
-    return '"' + text.replace('"', '""') + '"' if any(c in text for c in ',"\n') else text
-
-
 def _logger(name: str, folder: RunFolder) -> Any:
     if name == "csv":
         return loggers.CSVLogger(folder.logs, name="csv")
@@ -333,8 +212,16 @@ def _logger(name: str, folder: RunFolder) -> Any:
     return choose(name, known, "logger")(save_dir=folder.logs)  # type: ignore[operator]
 
 
-def _explain_memory(error: RuntimeError, recipe: Recipe) -> None:
-    if isinstance(error, torch.OutOfMemoryError) or any(text in str(error).lower() for text in OUT_OF_MEMORY):
+@contextmanager
+def _explained(recipe: Recipe) -> Iterator[None]:
+    """Say what to change where torch says what it could not do."""
+    try:
+        yield
+    except SystemExit as stop:  # how Lightning ends on Ctrl-C, without a word for the caller
+        raise KeyboardInterrupt from stop
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and not any(t in str(error).lower() for t in OUT_OF_MEMORY):
+            raise
         raise RunError(
             f"Memory does not suffice for a batch of {recipe.data.batch_size}. Lower --data.batch-size (the relation "
             f"then sees fewer samples), --data.image-size ({recipe.data.image_size or 'as the images are'}), or "

@@ -1,7 +1,8 @@
 """What each verb does, in a page: parse, call the library, show."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -11,6 +12,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from setwise.cli.bar import Bar
 from setwise.cli.options import find_recipe, parse, parse_with_recipe, take_name
 from setwise.errors import InvalidInput, RunError
 from setwise.recipes import RECIPES, Recipe
@@ -130,7 +132,8 @@ def train_(args: Sequence[str]) -> None:
     from setwise.report import run_table, write_run_report
     from setwise.run import fit
 
-    line = fit(recipe, folder, resume=options.resume, progress=sys.stderr.isatty())
+    with _no_empty_folder(folder):
+        line = fit(recipe, folder, resume=options.resume, progress=sys.stderr.isatty())
     Console().print(run_table(line["metrics"], read_classes(folder)))
     print(f"run     {folder}\nreport  {write_run_report(folder)}")
 
@@ -150,6 +153,16 @@ def _train_folder(name: str, recipe: Recipe, options: _Train) -> Path:
     if not unfinished:
         raise RunError(f"There is no unfinished run of {recipe.name} under {RUNS}/ to resume; leave --resume out.")
     return max(unfinished, key=lambda path: path.stat().st_mtime)
+
+
+@contextmanager
+def _no_empty_folder(folder: Path) -> Iterator[None]:
+    """A command that is refused before its first step leaves no folder behind."""
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # it is not empty, or was never made
+            folder.rmdir()
 
 
 @dataclass
@@ -235,7 +248,7 @@ def compare_(args: Sequence[str]) -> None:
     from setwise.judge import judge
     from setwise.report import comparison_table, write_report
 
-    with _Bar() as bar:
+    with _no_empty_folder(folder), Bar() as bar:
         compare(plan, folder, workers=options.workers, progress=bar.move, say=bar.say)
     comparison = judge(folder)
     Console().print(comparison_table(comparison))
@@ -273,47 +286,6 @@ def _tuned(text: str) -> tuple[str, list[Any]]:
     parsed = [yaml.safe_load(value) for value in values.split(",")]
     checked = [yaml_file.from_dict(Recipe, {"name": "", "summary": "", group: {field_name: v}}) for v in parsed]
     return f"{group}.{field_name}", [getattr(getattr(recipe, group), field_name) for recipe in checked]
-
-
-class _Bar:
-    """One live line for all runs together; without a terminal a line every tenth of the way."""
-
-    def __init__(self) -> None:
-        from rich.progress import (
-            BarColumn,
-            Progress,
-            TaskProgressColumn,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
-
-        self.console = Console(stderr=True)
-        columns = (TextColumn("{task.description:<24}"), BarColumn(), TaskProgressColumn())
-        self.progress = Progress(
-            *columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=self.console
-        )
-        self.task = self.progress.add_task("starting", total=1.0)
-        self.tenths = 0
-
-    def __enter__(self) -> "_Bar":
-        if self.console.is_terminal:
-            self.progress.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.progress.stop()
-
-    def move(self, name: str, done: float) -> None:
-        """Show what moved last, and how far everything is."""
-        self.progress.update(self.task, description=name, completed=done)
-        if not self.console.is_terminal and int(done * 10) > self.tenths:
-            self.tenths = int(done * 10)
-            self.console.print(f"{self.tenths * 10} % of all epochs done")
-
-    def say(self, sentence: str) -> None:
-        """Print a sentence above the bar."""
-        self.console.print(sentence)
 
 
 @dataclass

@@ -183,8 +183,6 @@ class Trainer:
     """Largest norm of the gradient; None: not clipped."""
     accelerator: str = "auto"
     """Lightning's accelerator: auto, cpu, gpu ..."""
-    devices: int = 1
-    """Devices of one run; more than one trains with DistributedDataParallel."""
     logger: tuple[str, ...] = ("tensorboard", "csv")
     """Loggers by short name, or any of Lightning's by class name (WandbLogger)."""
 

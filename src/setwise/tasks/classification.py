@@ -126,7 +126,7 @@ class Classification(L.LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Key everything random in the step (dropout, stochastic depth) by seed, epoch, step and rank."""
-        torch.manual_seed(seeds.key(self.seed, "dropout", self.current_epoch, batch_idx, self.global_rank))
+        seeds.reseed(self.seed, "dropout", self.current_epoch, batch_idx, self.global_rank)
 
     def _keep_curves(self, logits: Tensor, losses: Tensor, target: Tensor) -> None:
         """Loss and accuracy of each stream, kept on the device until the epoch ends."""
@@ -166,6 +166,15 @@ class Classification(L.LightningModule):
     def choose_tau(self, logits: Float[Tensor, "N K"], target: Tensor) -> float:
         """Strength of the logit adjustment that validation scores prefer; 0 for multi-label targets."""
         return 0.0 if self.multi_label else choose_tau(logits, target, self.counts)
+
+    @property
+    def metric_names(self) -> list[str]:
+        """What :meth:`metrics` returns for a test part that has every class."""
+        groups = [name for name, classes in self.groups.items() if classes.any()]
+        if self.multi_label:
+            return ["mean_average_precision", *groups]
+        names = ["accuracy", "balanced_accuracy", *groups, "ece"]
+        return [*names, *(f"adjusted_{name}" for name in names)]
 
     def metrics(self, logits: Float[Tensor, "N K"], target: Tensor, *, tau: float) -> dict[str, float]:
         """All metrics of scores: as they are, and as ``adjusted_...`` after logit adjustment of strength ``tau``.

@@ -1,0 +1,130 @@
+"""From a trained network to what a run reports: scores of a part, metrics, tables, the line of results."""
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from setwise.data import Splits
+from setwise.errors import RunError
+from setwise.metrics import TAUS, adjust, per_class_accuracy, predictions_over_taus
+from setwise.recipes import Recipe
+from setwise.run_folder import RunFolder, commit, versions, write_whole
+from setwise.tasks import Classification
+
+__all__ = ["Model", "class_table", "scores_of", "write_results"]
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a network must be told besides its weights; ``model.json`` of a run."""
+
+    class_names: list[str]
+    counts: list[int]
+    """Training images per class."""
+    mean: list[float]
+    std: list[float]
+    image_size: int
+    tau: float = 0.0
+    """Strength of logit adjustment that validation chose."""
+
+    @classmethod
+    def of(cls, splits: Splits) -> "Model":
+        """What the training data says about the network."""
+        size = splits.train.image_size or splits.train.images[0].shape[-1]
+        mean, std = list(splits.mean), list(splits.std)
+        return cls(list(splits.class_names), splits.train_counts.tolist(), mean, std, size)
+
+
+@torch.inference_mode()
+def scores_of(task: Classification, loader: DataLoader[Any]) -> dict[str, Tensor]:
+    """Scores, targets and indices of one part in its order, on the CPU; computed in the precision of the weights.
+
+    Returns:
+        ``scores [N, K]``, ``target [N]`` or ``[N, K]``, ``index [N]``.
+
+    Raises:
+        RunError: if there is no image in the part.
+    """
+    task.eval()
+    parts: dict[str, list[Tensor]] = {"scores": [], "target": [], "index": []}
+    for batch in loader:
+        scores = task(batch.image.to(task.device))
+        for name, tensor in (("scores", scores.float()), ("target", batch.target), ("index", batch.index)):
+            parts[name].append(tensor.cpu())
+    if not parts["index"]:
+        raise RunError("There is no image to evaluate: this part of the data set is empty.")
+    return {name: torch.cat(tensors) for name, tensors in parts.items()}
+
+
+def class_table(
+    task: Classification, class_names: Sequence[str], test: dict[str, Tensor], tau: float
+) -> list[dict[str, Any]]:
+    """One row a class: name, training images, group, accuracy and adjusted accuracy (absent where not tested)."""
+    if task.multi_label:
+        return []
+    raw, adjusted = (per_class_accuracy(adjust(test["scores"], task.counts, t), test["target"]) for t in (0.0, tau))
+    group_of = {int(k): name for name, classes in task.groups.items() for k in classes.nonzero().flatten()}
+    return [
+        {
+            "class": name,
+            "train_images": int(task.counts[k]),
+            "group": group_of[k],
+            "accuracy": round(float(raw[k]), 6),
+            "adjusted_accuracy": round(float(adjusted[k]), 6),
+        }
+        for k, name in enumerate(class_names)
+    ]
+
+
+def write_results(
+    recipe: Recipe,
+    folder: RunFolder,
+    task: Classification,
+    model: Model,
+    *,
+    val: dict[str, Tensor],
+    test: dict[str, Tensor],
+    seconds: float,
+) -> dict[str, Any]:
+    """Choose the strength of logit adjustment on validation, evaluate on test, and write what the run reports.
+
+    Returns:
+        The line of ``results.jsonl``, which is written last: its presence says that the run is complete.
+    """
+    tau = task.choose_tau(val["scores"], val["target"])
+    metrics = task.metrics(test["scores"], test["target"], tau=tau)
+    saved: dict[str, Any] = {"tau": tau, "counts": task.counts, "target": test["target"], "index": test["index"]}
+    saved |= {f"group_{name}": classes for name, classes in task.groups.items()}
+    saved |= {f"val_{name}": value for name, value in task.metrics(val["scores"], val["target"], tau=tau).items()}
+    if not task.multi_label:
+        over_taus = predictions_over_taus(test["scores"], task.counts, TAUS)
+        saved |= {"taus": TAUS, "predicted": over_taus.to(torch.int32)}
+    arrays: dict[str, Any] = {name: np.asarray(value) for name, value in saved.items()}
+    np.savez_compressed(folder.predictions, **arrays)
+    write_whole(folder.model, json.dumps(asdict(replace(model, tau=tau)), indent=2) + "\n")
+    if table := class_table(task, model.class_names, test, tau):
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(table[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(table)
+        write_whole(folder.per_class, text.getvalue())
+    line = {
+        "recipe": recipe.name,
+        "variant": recipe.variant,
+        "seed": recipe.seed,
+        "metrics": metrics,
+        "primary": recipe.primary,
+        "seconds": round(seconds, 3),
+        "versions": versions(),
+        "commit": commit(),
+    }
+    write_whole(folder.results, json.dumps(line) + "\n")
+    return line

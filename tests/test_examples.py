@@ -1,0 +1,52 @@
+"""The examples run as they are written, and show what they say they show."""
+
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import fakes
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run an example as ``python examples/NAME ARGUMENTS`` would, in this process, and return what it printed."""
+
+    def run_example(name, *arguments):
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+        return capsys.readouterr().out
+
+    return run_example
+
+
+def test_every_example_is_tested_here():
+    tested = Path(__file__).read_text()
+    assert all(f'"{path.name}"' in tested for path in EXAMPLES.glob("*.py"))
+
+
+def test_own_model_learns_with_and_without(run):
+    plain, related = (float(number) for number in re.findall(r"([\d.]+)%", run("own_model.py")))
+    assert min(plain, related) > 50  # chance is 10
+
+
+def test_tokens_doubles_in_training_and_vanishes_in_evaluation(run):
+    printed = run("tokens.py")
+    assert "rows 64" in printed
+    assert "in evaluation equal to timm's own model: True" in printed
+
+
+def test_who_attends_prints_shares_that_sum_to_one(run):
+    rows = [line.split() for line in run("who_attends.py").splitlines()[1:]]
+    assert [row[0] for row in rows] == list("0123456789")
+    assert all(abs(sum(map(float, row[1:4])) - 1) < 0.002 for row in rows)
+
+
+def test_compare_own_folder_ends_with_a_verdict_and_a_report(run, tmp_path):
+    fakes.write("image-folder", tmp_path / "images")
+    printed = run("compare_own_folder.py", tmp_path / "images", tmp_path / "out")
+    assert re.search(r"verdict: (gain|no gain|loss|trade-off)", printed)
+    assert (tmp_path / "out" / "report.html").is_file()
