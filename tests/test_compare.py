@@ -2,12 +2,13 @@
 
 import json
 
+import fakes
 import numpy as np
 import pytest
 
 from setwise.compare import TUNING_SEED, compare, make_plan
 from setwise.errors import RunError, UnknownName
-from setwise.judge import judge, read_plan
+from setwise.judge import judge, read_plan, write_plan
 from setwise.recipes import RECIPES
 from setwise.run_folder import RunFolder, read_lines
 
@@ -20,8 +21,9 @@ TINY = RECIPES["digits-lt"].override(
 def compared(tmp_path_factory):
     root = tmp_path_factory.mktemp("compare")
     plan = make_plan(TINY.override({"num_seeds": 2}), attend=("same-class", "other-class"))
-    told = []
-    compare(plan, root, workers=2, progress=lambda name, done: told.append(done), say=lambda text: None)
+    told, said = [], []
+    compare(plan, root, workers=2, progress=lambda name, done: told.append(done), say=said.append)
+    assert said == []  # digits have nothing to say
     return root, told
 
 
@@ -104,12 +106,23 @@ def test_tuning_gives_every_arm_the_same_grid_on_seeds_of_its_own(tmp_path):
 def test_a_failing_run_keeps_the_others_and_says_so(tmp_path):
     plan = make_plan(TINY.override({"num_seeds": 1}))
     broken = plan.folder(tmp_path, plan.arms[1], 0)
+    write_plan(plan, tmp_path)
     broken.mkdir(parents=True)
     (broken / "somebody.txt").write_text("else's file")
     with pytest.raises(RunError, match=r"1 of 3 runs did not finish \(control, seed 0: .* is not empty"):
-        compare(plan, tmp_path, workers=2)
+        compare(None, tmp_path, workers=2)
     assert RunFolder(plan.folder(tmp_path, plan.arms[0], 0)).complete
     assert RunFolder(plan.folder(tmp_path, plan.arms[2], 0)).complete
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_the_data_has_to_say_is_said_once(tmp_path, workers):
+    options = fakes.write("image-folder", tmp_path / "data", "one-folder")
+    recipe = RECIPES["image-folder"]
+    recipe = recipe.override(recipe.smoke | {f"data.{name}": value for name, value in options.items()})
+    said = []
+    compare(make_plan(recipe.override({"num_seeds": 1})), tmp_path / "out", workers=workers, say=said.append)
+    assert len([sentence for sentence in said if "is the test part" in sentence]) == 1
 
 
 @pytest.mark.parametrize(

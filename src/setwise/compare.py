@@ -2,8 +2,8 @@
 
 import itertools
 import json
+import math
 import multiprocessing
-import os
 import queue
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from setwise.data.images import num_cores
 from setwise.errors import RunError, choose
 from setwise.judge import Arm, Plan, read_plan, write_plan
 from setwise.nn.attend import ATTEND
@@ -98,14 +99,17 @@ def compare(
     if plan is None:
         plan = read_plan(root)
     else:
-        write_plan(plan, root)
-    plan = _tune(plan, root, workers, progress, say)
+        _start(plan, root)
+    progress = progress or _silent
+    settings, runs = math.prod(map(len, plan.tune.values())) * bool(plan.tune), len(plan.seeds)
+    tuning = settings / (settings + runs)  # its part of all runs; every arm has as many
+    plan = _tune(plan, root, workers, lambda name, done: progress(name, done * tuning), say)
     jobs = [
         _Job(f"{arm.name}, seed {seed}", _recipe(plan, arm, seed), plan.folder(root, arm, seed))
         for seed in plan.seeds
         for arm in plan.arms
     ]
-    _work(jobs, workers, progress or _silent)
+    _work(jobs, workers, lambda name, done: progress(name, tuning + done * (1 - tuning)), say)
     lines = [read_lines(RunFolder(job.folder).results)[-1] for job in jobs]
     for line, (_, arm) in zip(lines, itertools.product(plan.seeds, plan.arms), strict=True):
         line["recipe"] += "".join(f" --{name} {value}" for name, value in arm.settings.items())
@@ -113,11 +117,21 @@ def compare(
     return plan
 
 
+def _start(plan: Plan, root: Path) -> None:
+    if root.exists() and any(root.iterdir()):
+        raise RunError(f"{root} is not empty, and a comparison never overwrites. Choose another --out, or --resume.")
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        write_plan(plan, root)
+    except OSError as error:
+        raise RunError(f"The folder {root} cannot be written: {error.strerror}.") from error
+
+
 def _recipe(plan: Plan, arm: Arm, seed: int) -> Recipe:
     return plan.recipe.override(arm.settings).as_variant(arm.variant).override({"seed": seed})  # type: ignore[arg-type]
 
 
-def _tune(plan: Plan, root: Path, workers: int | None, progress: Progress | None, say: Say) -> Plan:
+def _tune(plan: Plan, root: Path, workers: int | None, progress: Progress, say: Say) -> Plan:
     """Give every arm the setting that its own validation prefers; the same grid and seed for all."""
     if not plan.tune:
         return plan
@@ -134,7 +148,7 @@ def _tune(plan: Plan, root: Path, workers: int | None, progress: Progress | None
         ]
         for arm in plan.arms
     }
-    _work([job for jobs in trials.values() for job in jobs], workers, progress or _silent)
+    _work([job for jobs in trials.values() for job in jobs], workers, progress, say)
     for arm in plan.arms:
         scores = [_validation(job) for job in trials[arm.name]]
         best = grid[int(np.argmax(scores))]
@@ -156,8 +170,11 @@ def _silent(name: str, done: float) -> None:
     pass
 
 
-def _work(jobs: Sequence[_Job], workers: int | None, progress: Progress) -> None:
-    """Run all jobs that are not complete; those already begun continue from their checkpoints."""
+def _work(jobs: Sequence[_Job], workers: int | None, progress: Progress, say: Say) -> None:
+    """Run all jobs that are not complete; those already begun continue from their checkpoints.
+
+    What a run has to say (what was held out, what was skipped) is said for the first one: the others say the same.
+    """
     todo = [job for job in jobs if not RunFolder(job.folder).complete]
     if not todo:
         return
@@ -167,31 +184,44 @@ def _work(jobs: Sequence[_Job], workers: int | None, progress: Progress) -> None
     if workers == 1:
         for number, job in enumerate(todo):
             base = (finished + number) * share
-            _train(job, _EpochReport(job.name, partial(_move, progress, base, share)))
+            _train(job, _EpochReport(job.name, partial(_move, progress, base, share)), _mute if number else say)
             progress(job.name, base + share)
         return
-    _work_in_parallel(todo, workers, finished, share, progress)
+    _work_in_parallel(todo, workers, _Share(finished, share), progress, say)
 
 
 def _move(progress: Progress, base: float, share: float, name: str, part: float) -> None:
     progress(name, base + part * share)
 
 
-def _work_in_parallel(todo: Sequence[_Job], workers: int, finished: int, share: float, progress: Progress) -> None:
+@dataclass(frozen=True)
+class _Share:
+    """Jobs that were complete before, and the part that one job is of all."""
+
+    finished: int
+    of_one: float
+
+
+def _work_in_parallel(todo: Sequence[_Job], workers: int, share: _Share, progress: Progress, say: Say) -> None:
     context = multiprocessing.get_context("spawn")  # a forked child would inherit torch's threads in any state
     messages = context.Queue()
-    threads = max(1, len(os.sched_getaffinity(0)) // workers)
+    threads = max(1, num_cores() // workers)
     parts = {job.name: 0.0 for job in todo}
     failed: dict[str, BaseException] = {}
     with ProcessPoolExecutor(workers, context, _start_worker, (messages, threads)) as pool:
         try:
-            futures: dict[Future[None], str] = {pool.submit(_train_in_worker, job): job.name for job in todo}
+            futures: dict[Future[None], str] = {
+                pool.submit(_train_in_worker, job, job is todo[0]): job.name for job in todo
+            }
             pending = set(futures)
             while pending:
                 done, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
-                for name, part in [*_drain(messages), *((futures[future], 1.0) for future in done)]:
-                    parts[name] = max(parts[name], part)
-                    progress(name, (finished + sum(parts.values())) * share)
+                for name, what in [*_drain(messages), *((futures[future], 1.0) for future in done)]:
+                    if isinstance(what, str):
+                        say(what)
+                        continue
+                    parts[name] = max(parts[name], what)
+                    progress(name, (share.finished + sum(parts.values())) * share.of_one)
                 failed |= {futures[future]: error for future in done if (error := future.exception()) is not None}
         except KeyboardInterrupt:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -214,7 +244,7 @@ def _raise_failures(failed: Mapping[str, BaseException], number: int) -> None:
     ) from error
 
 
-def _drain(messages: "multiprocessing.Queue[tuple[str, float]]") -> Iterator[tuple[str, float]]:
+def _drain(messages: "multiprocessing.Queue[tuple[str, float | str]]") -> Iterator[tuple[str, float | str]]:
     while True:
         try:
             yield messages.get_nowait()
@@ -226,7 +256,7 @@ def _default_workers(recipe: Recipe) -> int:
     on_cpu = recipe.trainer.accelerator == "cpu" or (
         recipe.trainer.accelerator == "auto" and not torch.accelerator.is_available()
     )
-    return len(os.sched_getaffinity(0)) if on_cpu else 1
+    return num_cores() if on_cpu else 1
 
 
 class _EpochReport(Callback):
@@ -239,12 +269,12 @@ class _EpochReport(Callback):
         self.tell(self.name, (trainer.current_epoch + 1) / (trainer.max_epochs + 1))
 
 
-def _train(job: _Job, report: _EpochReport) -> None:
-    fit(job.recipe, job.folder, resume=True, progress=False, say=_mute, callbacks=(report,))
+def _train(job: _Job, report: _EpochReport, say: Say) -> None:
+    fit(job.recipe, job.folder, resume=True, progress=False, say=say, callbacks=(report,))
 
 
 def _mute(sentence: str) -> None:
-    """A hundred runs need not each say what the first one says."""
+    pass
 
 
 _messages: Any = None
@@ -256,5 +286,10 @@ def _start_worker(messages: Any, threads: int) -> None:
     torch.set_num_threads(threads)
 
 
-def _train_in_worker(job: _Job) -> None:
-    _train(job, _EpochReport(job.name, lambda name, part: _messages.put((name, part))))
+def _train_in_worker(job: _Job, speaks: bool) -> None:
+    report = _EpochReport(job.name, lambda name, part: _messages.put((name, part)))
+    _train(job, report, partial(_send, job.name) if speaks else _mute)
+
+
+def _send(name: str, sentence: str) -> None:
+    _messages.put((name, sentence))

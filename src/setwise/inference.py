@@ -38,6 +38,8 @@ def find_images(inputs: Sequence[Path]) -> list[Path]:
         MissingFile: if an input is not there.
         InvalidInput: if there is no image among them.
     """
+    if not inputs:
+        raise InvalidInput("Name at least one image or folder: setwise predict RUN IMAGES...")
     found: list[Path] = []
     for path in inputs:
         if path.is_dir():

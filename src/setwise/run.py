@@ -78,7 +78,7 @@ def fit(
         task.to(trainer.strategy.root_device)  # from which Lightning has taken it
         val, test = scores_of(task, loaders["val"]), scores_of(task, loaders["test"])
     if skipped := loaders["train"].skipped:
-        say(f"{len(skipped)} training images could not be read and were skipped: {skipped[0]} ...")
+        say(f"Unreadable training images, skipped: {len(skipped)}; the first: {skipped[0]}.")
     save_file({name: tensor.contiguous() for name, tensor in task.cpu().state_dict().items()}, folder.weights)
     return write_results(recipe, folder, task, model, val=val, test=test, seconds=time.perf_counter() - start)
 

@@ -12,12 +12,17 @@ import yaml
 from setwise.errors import InvalidInput, MissingFile, choose
 from setwise.recipes import RECIPES, Recipe, yaml_file
 
-__all__ = ["find_recipe", "parse", "parse_with_recipe", "take_name"]
+__all__ = ["NAMELESS", "find_recipe", "parse", "parse_with_recipe", "take_name"]
 
 T = TypeVar("T")
 
 GROUPS = ("data", "backbone", "relation", "head", "criterion", "optimizer", "trainer", "groups")
-SINGLE = ("seed", "num_seeds", "primary")
+SINGLE = {
+    "seed": "Seed of a run, and the first seed of a comparison.",
+    "primary": "The one metric that selection (on validation) and verdict (on test) look at.",
+}
+NAMELESS = "NAME"
+"""Stands for the name in a help that was asked for without one; the options are then the embedded example's."""
 SWITCHES = {
     f"__{group}.{field.name}"
     for group in GROUPS
@@ -35,7 +40,7 @@ def take_name(verb: str, args: Sequence[str], what: str) -> tuple[str, list[str]
         InvalidInput: if there is none.
     """
     if args and args[0] in ("-h", "--help"):
-        return "digits-lt", ["--help"]
+        return NAMELESS, ["--help"]
     if not args or args[0].startswith("-"):
         raise InvalidInput(
             f"`setwise {verb}` takes {what} first: setwise {verb} NAME [options]. `setwise list` shows the recipes; "
@@ -50,8 +55,8 @@ def find_recipe(name: str) -> Recipe:
     Raises:
         UnknownName: if it is none of these; the nearest names are listed.
     """
-    if name in RECIPES:
-        return RECIPES[name]
+    if name in RECIPES or name == NAMELESS:
+        return RECIPES["digits-lt" if name == NAMELESS else name]
     path = Path(name)
     if path.is_dir():
         return yaml_file.read(path / "recipe.yaml")
@@ -79,23 +84,19 @@ def parse_with_recipe(verb: str, name: str, own: type[T], recipe: Recipe, args: 
     """
     args, model_options = _take_model_options(_spell_flags(args))
     hints = typing.get_type_hints(Recipe)
-    fields: list[Any] = [
-        (field.name, typing.get_type_hints(own, include_extras=True)[field.name], field)
-        for field in dataclasses.fields(own)  # type: ignore[arg-type]
-    ]
-    for field in SINGLE:
-        help_of = {"seed": "Seed of a run, and the first seed of a comparison.", "num_seeds": "Seeds of a comparison."}
-        text = help_of.get(field, "The one metric that selection and verdict look at.")
+    # Without a name of its own the verb's group has no prefix; its fields keep the help under them.
+    fields: list[Any] = [("own", Annotated[own, tyro.conf.arg(name="")], _default(own()))]
+    for field, text in SINGLE.items():
         fields.append((field, Annotated[hints[field], tyro.conf.arg(help=text)], _default(getattr(recipe, field))))
     # tyro has no arguments for a dictionary without keys; the model's options are taken off before it.
     bare = dataclasses.replace(recipe, backbone=dataclasses.replace(recipe.backbone, options={}))
     fields += [(group, hints[group], _default(getattr(bare, group))) for group in GROUPS]
     options_type = dataclasses.make_dataclass("Options", fields, kw_only=True)
-    parsed: Any = tyro.cli(options_type, args=args, prog=f"setwise {verb} {name}", description=own.__doc__)
-    own_values = {field.name: getattr(parsed, field.name) for field in dataclasses.fields(own)}  # type: ignore[arg-type]
+    about = f"{own.__doc__} The backbone's own options: {MODEL_OPTION}NAME VALUE."
+    parsed: Any = tyro.cli(options_type, args=args, prog=f"setwise {verb} {name}", description=about)
     values = {field: getattr(parsed, field) for field in (*GROUPS, *SINGLE)}
     options = {**recipe.backbone.options, **model_options}
-    return own(**own_values), dataclasses.replace(recipe, **values).override({"backbone.options": options})
+    return parsed.own, dataclasses.replace(recipe, **values).override({"backbone.options": options})
 
 
 def _take_model_options(args: Sequence[str]) -> tuple[list[str], dict[str, Any]]:

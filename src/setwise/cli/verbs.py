@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from setwise.cli.bar import Bar
-from setwise.cli.options import find_recipe, parse, parse_with_recipe, take_name
-from setwise.errors import InvalidInput, RunError
+from setwise.cli.options import NAMELESS, find_recipe, parse, parse_with_recipe, take_name
+from setwise.errors import InvalidInput, RunError, choose
 from setwise.recipes import RECIPES, Recipe
 from setwise.recipes.schema import Variant
 from setwise.run_folder import RunFolder, fresh_folder, read_classes
@@ -58,7 +58,7 @@ def _rows(options: _List) -> list[tuple[str, ...]]:
         from setwise.models import OURS, list_backbones
 
         if options.pattern == "*":
-            return [(name, (make.__doc__ or "").splitlines()[0]) for name, make in OURS.items()]
+            return [(name, _first_line(make)) for name, make in OURS.items()]
         return [(name, "") for name in list_backbones(options.pattern)]
     if options.what == "datasets":
         from setwise.data import DATASETS
@@ -71,10 +71,14 @@ def _rows(options: _List) -> list[tuple[str, ...]]:
     if options.what == "criteria":
         from setwise.losses import CRITERIA
 
-        return [(name, (c.__doc__ or "").splitlines()[0]) for name, c in CRITERIA.items()]
+        return [(name, _first_line(c)) for name, c in CRITERIA.items()]
     from setwise.tasks import TASKS
 
-    return [(name, (t.__doc__ or "").splitlines()[0]) for name, t in TASKS.items()]
+    return [(name, _first_line(t)) for name, t in TASKS.items()]
+
+
+def _first_line(documented: object) -> str:
+    return (documented.__doc__ or "").splitlines()[0].replace("``", "")
 
 
 @dataclass
@@ -88,9 +92,12 @@ def data_(args: Sequence[str]) -> None:
     from setwise.data import DATASETS
 
     name, rest = take_name("data", args, "the name of a data set or a recipe")
-    recipe = next((r for r in RECIPES.values() if r.data.name == name), None) if name in DATASETS else find_recipe(name)
-    if recipe is None:
-        raise InvalidInput(f"No recipe uses the data set {name!r} yet.")
+    if name in DATASETS:
+        recipe = next(recipe for recipe in RECIPES.values() if recipe.data.name == name)
+    elif "/" in name or "." in name or name == NAMELESS:
+        recipe = find_recipe(name)
+    else:
+        recipe = RECIPES[choose(name, [*RECIPES, *DATASETS], "recipe or data set")]
     _, recipe = parse_with_recipe("data", name, _Data, recipe, rest)
     about = DATASETS[recipe.data.name]
     console = Console()
@@ -177,7 +184,7 @@ def test_(args: Sequence[str]) -> None:
     """``setwise test RUN``."""
     name, rest = take_name("test", args, "a run folder")
     folder = RunFolder(name)
-    if rest != ["--help"]:
+    if name != NAMELESS:
         folder.require(folder.weights, "weights")
     options, recipe = parse_with_recipe("test", name, _Test, find_recipe(name), rest)
     from setwise.report import run_table
@@ -266,14 +273,7 @@ def _plan(name: str, recipe: Recipe, options: _Compare) -> "tuple[Plan | None, P
     if options.seeds is not None:
         recipe = recipe.override({"num_seeds": options.seeds})
     plan = make_plan(recipe, attend=options.attend, tune=dict(map(_tuned, options.tune)))
-    if options.out is None:
-        return plan, fresh_folder(RUNS, f"compare-{recipe.name}")
-    if options.out.exists() and any(options.out.iterdir()):
-        raise RunError(
-            f"{options.out} is not empty, and a comparison never overwrites. Choose another --out, or --resume."
-        )
-    options.out.mkdir(parents=True, exist_ok=True)
-    return plan, options.out
+    return plan, options.out or fresh_folder(RUNS, f"compare-{recipe.name}")
 
 
 def _tuned(text: str) -> tuple[str, list[Any]]:

@@ -28,7 +28,7 @@ def existing_root(root: str | None, *, data_set: str) -> Path:
         raise InvalidInput(f"{data_set} needs `root`, its folder: --data.root FOLDER.")
     path = Path(root).expanduser()
     if not path.is_dir():
-        raise MissingFile(f"`root` ({root}) of {data_set} is not a folder.")
+        raise MissingFile(f"`root` ({root}) of {data_set} is not a folder; say where it is with --data.root FOLDER.")
     return path
 
 

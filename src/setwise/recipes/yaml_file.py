@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from setwise.errors import InvalidInput, MissingFile, choose
+from setwise.errors import InvalidInput, MissingFile, UnknownName, choose
 from setwise.recipes.schema import Recipe
 
 __all__ = ["from_dict", "read", "write"]
@@ -47,8 +47,8 @@ def read(path: Path) -> Recipe:
         )
     try:
         return from_dict(Recipe, {"name": path.stem, "summary": "", **values})
-    except InvalidInput as error:
-        raise InvalidInput(f"{path}: {error}") from error
+    except (InvalidInput, UnknownName) as error:
+        raise type(error)(f"{path}: {error}") from error
 
 
 def from_dict(kind: Any, values: Any, where: str = "") -> Any:

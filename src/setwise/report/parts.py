@@ -18,8 +18,8 @@ from setwise.report.wording import signed
 
 __all__ = ["command", "curves_part", "fold", "heat_table", "recipe_part", "verdict_part"]
 
-SINGLE = ("seed", "num_seeds", "primary")
-"""Fields outside the groups that are options of the command line."""
+SINGLE = {"seed": "seed", "num_seeds": "seeds", "primary": "primary"}
+"""Fields outside the groups that are options of the command line, and what they are called there."""
 NOT_SAID = ("name", "summary", "paper", "reported", "ran", "smoke")
 """Fields that do not change a run."""
 UNFOLDED = 20
@@ -109,7 +109,8 @@ def command(verb: str, recipe: Recipe, *, skip: Sequence[str] = ()) -> str:
             continue
         if isinstance(value, dict) or ("." not in field and field not in SINGLE):
             return f"setwise {verb} recipe.yaml"
-        told += _option(field, value)
+        if verb == "compare" or field != "num_seeds":  # which a single run does not have
+            told += _option(SINGLE.get(field, field), value)
     return " ".join([f"setwise {verb} {shlex.quote(recipe.name)}", *told])
 
 
