@@ -1,5 +1,8 @@
 """Backbones by timm's names, their width, and the sentences for what cannot be had."""
 
+import subprocess
+import sys
+
 import huggingface_hub
 import pytest
 import timm
@@ -102,3 +105,34 @@ def test_pretrained_weights_without_a_network_end_in_a_sentence(monkeypatch, tmp
     with pytest.raises(RunError, match=r"weights of 'test_vit' are neither in timm's cache.*HF_HOME") as caught:
         create_backbone("test_vit", pretrained=True)
     assert isinstance(caught.value, SetwiseError)
+
+
+SCRIPT_AND_TRACE = """
+import itertools, timm, torch, setwise.models
+for name, num_classes, training in itertools.product(setwise.models.OURS, (0, 10), (True, False)):
+    model = timm.create_model(name, in_chans=3, num_classes=num_classes).train(training)
+    x = torch.randn(2, 3, 32, 32)
+    for compile_ in (torch.jit.script, torch.fx.symbolic_trace):
+        assert torch.equal(compile_(model)(x), model(x)), (name, num_classes, training, compile_)
+"""
+
+
+def test_ours_are_scripted_and_traced_as_they_compute():
+    """In a process of its own: the shape checks of the tests wrap every method, which neither can look through."""
+    done = subprocess.run([sys.executable, "-c", SCRIPT_AND_TRACE], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_ours_give_their_classifier_and_take_a_new_one_as_timms_do(name):
+    model = timm.create_model(name, in_chans=3, num_classes=10).double().eval()
+    features = model.forward_features(x := torch.randn(2, 3, SIDE, SIDE, dtype=torch.float64)).mean((2, 3))
+    assert model.get_classifier().out_features == model.num_classes == 10
+    model.reset_classifier(7, global_pool="avg")
+    assert model(x).shape == (2, 7)
+    assert model.get_classifier().out_features == model.num_classes == 7
+    assert model.get_classifier().training is False
+    model.reset_classifier(0)
+    assert torch.equal(model(x), features)
+    with pytest.raises(InvalidInput, match=r"`global_pool` of .* must be 'avg' or None, but it is 'max'"):
+        model.reset_classifier(7, "max")

@@ -1,5 +1,6 @@
 """What BatchFormer promises: two streams in training, nothing in evaluation, a set and no sequence."""
 
+import inspect
 import warnings
 
 import pytest
@@ -7,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from setwise.nn import BatchFormer
+import setwise.nn.batchformer
+from setwise.nn import BatchFormer, BatchFormerV2
 from setwise.nn.attention import SetAttention
 
 B, C = 9, 12
@@ -88,11 +90,40 @@ def test_few_samples_warn_exactly_once():
     assert "BatchFormer relates only 7 samples" in str(caught[0].message)
 
 
-@pytest.mark.parametrize(("training", "size", "gather"), [(True, 8, False), (False, 2, False), (True, 2, True)])
-def test_enough_samples_or_evaluation_or_a_gathered_set_do_not_warn(training, size, gather):
+@pytest.mark.parametrize(("training", "size", "gather"), [(True, 8, False), (False, 2, False), (False, 2, True)])
+def test_enough_samples_or_evaluation_do_not_warn(training, size, gather):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         relation(gather=gather).train(training)(samples(size, C))
+
+
+@pytest.mark.parametrize(("world", "joined"), [(1, 3), (2, 6)])
+def test_few_samples_of_a_gathered_set_are_counted_over_all_processes(monkeypatch, world, joined):
+    monkeypatch.setattr(setwise.nn.batchformer, "place", lambda: (0, world))
+    with pytest.warns(UserWarning, match=f"BatchFormer relates only {joined} samples"):
+        relation(gather=True)(samples(3, C))
+
+
+def test_a_gathered_set_that_is_large_enough_does_not_warn(monkeypatch):
+    monkeypatch.setattr(setwise.nn.batchformer, "place", lambda: (0, 3))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        relation(gather=True)(samples(3, C))
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("kind", [BatchFormer, BatchFormerV2])
+def test_a_wrong_keyword_names_the_class_it_was_meant_for(kind):
+    with pytest.raises(TypeError, match=rf"{kind.__name__}\.__init__\(\).*'heads'"):
+        kind(C, heads=4)
+
+
+def test_both_versions_take_the_same_arguments_with_the_same_defaults():
+    one, other = (inspect.signature(kind).parameters for kind in (BatchFormer, BatchFormerV2))
+    assert {name: p.default for name, p in other.items() if name != "channels_first"} == {
+        name: p.default for name, p in one.items()
+    }
+    assert all(p.kind is not p.VAR_KEYWORD for p in other.values())
 
 
 def test_gather_without_a_process_group_changes_nothing():

@@ -8,6 +8,7 @@ from torch import nn
 
 from setwise.errors import InvalidInput
 from setwise.nn import BatchFormer, BatchFormerV2, record_attention
+from setwise.nn.attention import Recordable
 
 B, N, C = 9, 5, 12
 
@@ -161,3 +162,37 @@ def test_a_wrong_input_ends_in_the_same_sentence_while_recording_in_evaluation()
         relation(torch.randn(B, N, C))
     with pytest.raises(InvalidInput, match="batch is empty"), record_attention(relation):
         relation(torch.randn(0, C))
+
+
+class Tape(nn.Module):
+    """Somebody's module that happens to have attributes of these names."""
+
+    options = frozenset({"speed"})
+
+    def record(self, keep):
+        raise AssertionError("not ours")
+
+    def forward(self, x):
+        return x
+
+
+def test_a_foreign_module_with_options_and_a_record_is_left_alone():
+    with record_attention(nn.Sequential(Tape(), BatchFormer(C))) as maps:
+        pass
+    assert list(maps) == ["1"]
+    with pytest.raises(InvalidInput, match="no relation in this Tape"), record_attention(Tape()):
+        pass
+
+
+def test_a_module_of_ones_own_that_says_so_is_recorded_with_its_options():
+    class Mine(nn.Module, Recordable):
+        record_options = frozenset({"speed"})
+
+        def record(self, keep, **what):
+            keep(torch.tensor(what["speed"]))
+            return []
+
+    with record_attention(nn.Sequential(Mine(), BatchFormer(C)), speed=3) as maps:
+        pass
+    assert [int(found) for found in maps["0"]] == [3]
+    assert maps["1"] == []

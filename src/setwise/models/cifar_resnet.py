@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch.nn.functional as F
-from jaxtyping import Float
 from timm.models import register_model
 from torch import Tensor, nn
 
@@ -34,25 +33,46 @@ class CifarResNet(nn.Module):
     def __init__(self, *, depth: int = 5, width: int = 16, in_chans: int = 3, num_classes: int = 10) -> None:
         super().__init__()
         self.num_features = self.head_hidden_size = 4 * width
-        self.num_classes = num_classes
         self.conv1 = nn.Conv2d(in_chans, width, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.layer1 = _stage(width, width, depth, stride=1)
         self.layer2 = _stage(width, 2 * width, depth, stride=2)
         self.layer3 = _stage(2 * width, 4 * width, depth, stride=2)
-        self.fc = nn.Linear(4 * width, num_classes) if num_classes else nn.Identity()
+        self.reset_classifier(num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight)
 
-    def forward_features(self, x: Float[Tensor, "B c H W"]) -> Float[Tensor, "B C h w"]:
-        """The last map, a quarter of the image's side."""
+    # Plain `Tensor` in these signatures: torch.jit.script, which timm's users call, resolves no jaxtyping annotation.
+    def forward_features(self, x: Tensor) -> Tensor:
+        """The last map, a quarter of the image's side: ``[B, in_chans, H, W]`` -> ``[B, 4 * width, H / 4, W / 4]``."""
         x = self.bn1(self.conv1(x)).relu()
         return self.layer3(self.layer2(self.layer1(x)))
 
-    def forward(self, x: Float[Tensor, "B c H W"]) -> Float[Tensor, "B K"]:
-        """Class scores, or pooled features where there are no classes."""
+    def forward(self, x: Tensor) -> Tensor:
+        """Class scores ``[B, num_classes]``, or pooled features ``[B, 4 * width]`` where there are no classes."""
         return self.fc(self.forward_features(x).mean((2, 3)))
+
+    def get_classifier(self) -> nn.Module:
+        """The linear classifier; the identity where there are no classes. timm's interface."""
+        return self.fc
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Put a new classifier in the old one's place. timm's interface.
+
+        Args:
+            num_classes: its classes; 0 for pooled features.
+            global_pool: None or "avg"; there is no other pooling here.
+
+        Raises:
+            InvalidInput: for another pooling.
+        """
+        if global_pool not in (None, "avg"):
+            raise InvalidInput(f"`global_pool` of CifarResNet must be 'avg' or None, but it is {global_pool!r}.")
+        self.num_classes = num_classes
+        like = next(self.parameters())
+        head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
+        self.fc = head.to(device=like.device, dtype=like.dtype).train(self.training)
 
 
 class _BasicBlock(nn.Module):

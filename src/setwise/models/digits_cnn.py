@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from jaxtyping import Float
 from timm.models import register_model
 from torch import Tensor, nn
 
@@ -27,17 +26,42 @@ class DigitsCNN(nn.Module):
     def __init__(self, *, width: int = 16, in_chans: int = 1, num_classes: int = 10) -> None:
         super().__init__()
         self.num_features = self.head_hidden_size = 4 * width
-        self.num_classes = num_classes
         self.trunk = nn.Sequential(
             *_conv(in_chans, width, stride=1),
             *_conv(width, 2 * width, stride=2),
             *_conv(2 * width, 4 * width, stride=1),
         )
-        self.fc = nn.Linear(4 * width, num_classes) if num_classes else nn.Identity()
+        self.reset_classifier(num_classes)
 
-    def forward(self, x: Float[Tensor, "B c H W"]) -> Float[Tensor, "B K"]:
-        """Class scores, or pooled features where there are no classes."""
-        return self.fc(self.trunk(x).mean((2, 3)))
+    # Plain `Tensor` in these signatures: torch.jit.script, which timm's users call, resolves no jaxtyping annotation.
+    def forward_features(self, x: Tensor) -> Tensor:
+        """The last map, half the image's side: ``[B, in_chans, H, W]`` -> ``[B, 4 * width, H / 2, W / 2]``."""
+        return self.trunk(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Class scores ``[B, num_classes]``, or pooled features ``[B, 4 * width]`` where there are no classes."""
+        return self.fc(self.forward_features(x).mean((2, 3)))
+
+    def get_classifier(self) -> nn.Module:
+        """The linear classifier; the identity where there are no classes. timm's interface."""
+        return self.fc
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Put a new classifier in the old one's place. timm's interface.
+
+        Args:
+            num_classes: its classes; 0 for pooled features.
+            global_pool: None or "avg"; there is no other pooling here.
+
+        Raises:
+            InvalidInput: for another pooling.
+        """
+        if global_pool not in (None, "avg"):
+            raise InvalidInput(f"`global_pool` of DigitsCNN must be 'avg' or None, but it is {global_pool!r}.")
+        self.num_classes = num_classes
+        like = next(self.parameters())
+        head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
+        self.fc = head.to(device=like.device, dtype=like.dtype).train(self.training)
 
 
 def _conv(dim: int, dim_out: int, *, stride: int) -> list[nn.Module]:

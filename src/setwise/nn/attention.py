@@ -5,7 +5,7 @@ Letters: ``B`` samples of the set, ``N`` positions that are related separately, 
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol, runtime_checkable
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from setwise.errors import InvalidInput
 from setwise.nn.gather import gather_set, place
 
-__all__ = ["EncoderLayer", "SetAttention", "record_attention"]
+__all__ = ["EncoderLayer", "Recordable", "SetAttention", "record_attention"]
 
 # The fused CUDA kernels put (positions x heads) on a grid axis of 16 bits, and flash attention's backward pass indexes
 # positions x heads x set (rounded up to 128) x head width (at least 32) with 31 bits; larger calls are cut into chunks.
@@ -173,15 +173,23 @@ def _chunk_size(query: Tensor, key: Tensor) -> int:
     return max(1, min(MAX_GRID // heads, MAX_INDEX // index))
 
 
-@runtime_checkable
-class Recordable(Protocol):
-    """A module whose attention can be recorded."""
+class Recordable:
+    """A module whose attention can be recorded: derive from ``torch.nn.Module`` and from this.
 
-    options: frozenset[str]
+    Being one is said, not guessed from attributes: other people's modules have a ``record`` or ``options``, too.
+    """
+
+    record_options: ClassVar[frozenset[str]] = frozenset()
     """What :func:`record_attention` may be asked for."""
 
     def record(self, keep: Callable[[Tensor], None], **what: object) -> list[RemovableHandle]:
-        """Hand every attention map to ``keep`` from now on, until the returned hooks are removed."""
+        """Hand every attention map to ``keep`` from now on, until the returned hooks are removed.
+
+        Args:
+            keep: called with a detached map.
+            what: those of ``record_options`` that were asked for.
+        """
+        raise NotImplementedError
 
 
 @contextmanager
@@ -212,14 +220,14 @@ def record_attention(model: nn.Module, **what: object) -> Iterator[dict[str, lis
     found = {name: module for name, module in model.named_modules() if isinstance(module, Recordable)}
     if not found:
         raise InvalidInput(f"There is no relation in this {type(model).__name__} whose attention could be recorded.")
-    known = frozenset[str]().union(*(module.options for module in found.values()))
+    known = frozenset[str]().union(*(module.record_options for module in found.values()))
     if unknown := sorted(set(what) - known):
         raise InvalidInput(f"Nothing in this model can record {unknown}; options: {sorted(known) or 'none'}.")
     maps: dict[str, list[Tensor]] = {name: [] for name in found}
     hooks: list[RemovableHandle] = []
     try:
         for name, module in found.items():
-            hooks += module.record(maps[name].append, **{k: v for k, v in what.items() if k in module.options})
+            hooks += module.record(maps[name].append, **{k: v for k, v in what.items() if k in module.record_options})
         yield maps
     finally:
         for hook in hooks:

@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from setwise.errors import InvalidInput
 from setwise.nn import streams
-from setwise.nn.attention import EncoderLayer, SetAttention
+from setwise.nn.attention import EncoderLayer, Recordable, SetAttention
 from setwise.nn.gather import place
 
 __all__ = ["BatchFormer", "BatchFormerV2"]
@@ -22,21 +22,19 @@ FEW_SAMPLES = 8
 """A set smaller than this is warned about: attention over it has next to nothing to attend to."""
 
 
-class _Relation(nn.Module):
+class _Relation(nn.Module, Recordable):
     """What both versions share: the layers over the set, the checks, and the recording."""
-
-    options: frozenset[str] = frozenset()
 
     def __init__(
         self,
         dim: int,
         *,
-        num_heads: int | None = None,
-        mlp_ratio: float = 1.0,
-        dropout: float = 0.5,
-        attention_dropout: float | None = None,
-        num_layers: int = 1,
-        gather: bool = False,
+        num_heads: int | None,
+        mlp_ratio: float,
+        dropout: float,
+        attention_dropout: float | None,
+        num_layers: int,
+        gather: bool,
     ) -> None:
         super().__init__()
         _check_positive(dim=dim, mlp_ratio=mlp_ratio, num_layers=num_layers)
@@ -67,17 +65,18 @@ class _Relation(nn.Module):
     def _check_set(self, size: int) -> None:
         if size == 0:
             raise InvalidInput("A relation needs at least one sample, but the batch is empty.")
-        if self.training and size < FEW_SAMPLES and not self.gather and not self._warned:
-            if torch.compiler.is_compiling():
-                return
+        if not self.training or self._warned or torch.compiler.is_compiling():
+            return
+        joined = size * (place()[1] if self.gather else 1)
+        if joined < FEW_SAMPLES:
             self._warned = True
             warnings.warn(
-                f"{type(self).__name__} relates only {size} sample{'s' * (size > 1)}: there is little to learn from so "
-                f"few others. Use a larger batch, or gather=True over several processes.",
+                f"{type(self).__name__} relates only {joined} sample{'s' * (joined > 1)}: there is little to learn "
+                "from so few others. Use a larger batch, or gather=True over several processes.",
                 stacklevel=3,
             )
 
-    def record(self, keep: Callable[[Tensor], None]) -> list[RemovableHandle]:
+    def record(self, keep: Callable[[Tensor], None], **what: object) -> list[RemovableHandle]:
         """Hand every attention map to ``keep``; see :func:`setwise.nn.record_attention`."""
 
         def weights(attention: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -130,6 +129,27 @@ class BatchFormer(_Relation):
     >>> relation.eval()(torch.randn(32, 64)).shape
     torch.Size([32, 64])
     """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        num_heads: int | None = None,
+        mlp_ratio: float = 1.0,
+        dropout: float = 0.5,
+        attention_dropout: float | None = None,
+        num_layers: int = 1,
+        gather: bool = False,
+    ) -> None:
+        super().__init__(
+            dim,
+            num_heads=num_heads,
+            mlp_ratio=mlp_ratio,
+            dropout=dropout,
+            attention_dropout=attention_dropout,
+            num_layers=num_layers,
+            gather=gather,
+        )
 
     def forward(self, x: Float[Tensor, "B C"], mask: Bool[Tensor, "B keys"] | None = None) -> Float[Tensor, "rows C"]:
         """Relate features.
@@ -205,8 +225,27 @@ class BatchFormerV2(_Relation):
     torch.Size([16, 49, 64])
     """
 
-    def __init__(self, dim: int, *, channels_first: bool = False, **options: object) -> None:
-        super().__init__(dim, **options)  # type: ignore[arg-type]
+    def __init__(
+        self,
+        dim: int,
+        *,
+        channels_first: bool = False,
+        num_heads: int | None = None,
+        mlp_ratio: float = 1.0,
+        dropout: float = 0.5,
+        attention_dropout: float | None = None,
+        num_layers: int = 1,
+        gather: bool = False,
+    ) -> None:
+        super().__init__(
+            dim,
+            num_heads=num_heads,
+            mlp_ratio=mlp_ratio,
+            dropout=dropout,
+            attention_dropout=attention_dropout,
+            num_layers=num_layers,
+            gather=gather,
+        )
         self.channels_first = channels_first
 
     def extra_repr(self) -> str:  # noqa: D102  torch's hook for repr()
