@@ -5,8 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
-from setwise.data import DATASETS
+from setwise.data import DATASETS, cifar
 from setwise.errors import DataError, InvalidInput, MissingFile
+from setwise.metrics import by_count
 
 NAMES = ("cifar10-lt", "cifar100-lt")
 
@@ -39,6 +40,18 @@ def test_the_seed_draws_the_long_tail_from_official_files(tmp_path):
     one, other = (DATASETS["cifar10-lt"].load(seed=seed, **options) for seed in (0, 1))
     assert one.train.names != other.train.names
     assert torch.equal(one.train_counts, other.train_counts)
+
+
+def test_cifar100_at_imbalance_100_has_35_35_and_30_classes_whatever_validation_takes(tmp_path, monkeypatch):
+    fakes.write("cifar100-lt", tmp_path, "official")  # for its class names
+    target = torch.arange(50_000) % 100  # 500 images a class, as in the official files
+    part = torch.zeros(50_000, 3, 1, 1, dtype=torch.uint8), target, [str(place) for place in range(50_000)]
+    monkeypatch.setattr(cifar, "read_part", lambda *_: part)
+    for val_fraction in (0.0, 0.1):
+        splits = DATASETS["cifar100-lt"].load(root=str(tmp_path), seed=0, val_fraction=val_fraction)
+        groups = by_count(splits.group_counts, many=100, few=20)
+        assert {name: int(group.sum()) for name, group in groups.items()} == {"many": 35, "medium": 35, "few": 30}
+        assert splits.group_counts.sum() == 10_847
 
 
 def test_folders_keep_all_images_and_classes_in_alphabetical_order(tmp_path):

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from setwise.data import DATASETS, Split, Splits, make_loader
+from setwise.data.dataset import count_classes
 from setwise.recipes.schema import Data
 
 CASES = [(name, layout) for name in DATASETS for layout in fakes.LAYOUTS.get(name, {"no fake": None})]
@@ -75,6 +76,20 @@ def test_train_counts_are_the_number_of_images_per_class(splits):
         assert count == int((target == label).sum() if target.ndim == 1 else target[:, label].sum())
     assert splits.train_counts.dtype == torch.int64
     assert len(splits.train_counts) == len(splits.class_names) == splits.num_classes
+
+
+def test_groups_are_counted_before_validation_is_held_out_of_train(splits):
+    held = count_classes(splits.val.target, num_classes=splits.num_classes)
+    carved = any("Validation is" in note for note in splits.notes)
+    assert torch.equal(splits.group_counts, splits.train_counts + (held if carved else 0))
+    assert splits.group_counts.dtype == torch.int64
+
+
+def test_group_counts_do_not_depend_on_what_validation_takes(case, splits):
+    name, options = case
+    if "val_fraction" in inspect.signature(DATASETS[name].load).parameters:
+        other = DATASETS[name].load(seed=0, val_fraction=0.3, **options)
+        assert torch.equal(other.group_counts, splits.group_counts)
 
 
 def test_images_targets_and_names_go_together(splits):

@@ -44,6 +44,68 @@ def test_a_class_called_train_does_not_make_a_split(tmp_path):
     assert load(seed=0, root=str(tmp_path)).class_names == ("bus", "train")
 
 
+@pytest.mark.parametrize(
+    ("train", "val", "test"),
+    [
+        ("Train", "Val", "Test"),
+        ("TRAIN", "valid", "test"),
+        ("train", "Validation", "TEST"),
+        ("Training", "val", "Testing"),
+    ],
+)
+def test_parts_are_recognised_by_any_of_their_names_in_small_letters_or_large(tmp_path, train, val, test):
+    for first, (name, number) in enumerate({train: 5, val: 2, test: 3}.items()):
+        fakes.write_classes(tmp_path / name, {"cat": number, "dog": number}, first=100 * first)
+    splits = load(seed=0, root=str(tmp_path))
+    assert splits.class_names == ("cat", "dog")
+    assert (counts(splits.train, 2), counts(splits.val, 2), counts(splits.test, 2)) == ([5, 5], [2, 2], [3, 3])
+    assert all(name.startswith(f"{val}/") for name in splits.val.names)
+
+
+def test_other_class_folders_beside_train_are_refused_by_name(tmp_path):
+    options = fakes.write("image-folder", tmp_path)
+    for name in ("dev", "holdout"):
+        fakes.write_classes(tmp_path / name, {"bee": 1})
+    with pytest.raises(DataError, match=r"class folders in dev/, holdout/ beside train/.*val/ or valid/ or valida"):
+        load(seed=0, **options)
+
+
+def test_folders_beside_train_that_hold_no_classes_are_left_alone(tmp_path):
+    options = fakes.write("image-folder", tmp_path)
+    (tmp_path / "annotations" / "xml").mkdir(parents=True)
+    (tmp_path / "annotations" / "xml" / "1.xml").write_text("x")
+    fakes.write_classes(tmp_path, {"unlabelled": 3}, first=500)
+    assert load(seed=0, **options).class_names == ("bee", "cat", "dog", "owl")
+
+
+def test_two_folders_of_one_part_are_refused(tmp_path):
+    options = fakes.write("image-folder", tmp_path)
+    fakes.write_classes(tmp_path / "valid", {"bee": 1}, first=500)
+    with pytest.raises(DataError, match=r"has val/, valid/, but a set has one val part"):
+        load(seed=0, **options)
+
+
+@pytest.mark.parametrize("names", [("Val", "test"), ("valid",)])
+def test_parts_without_train_are_no_classes(tmp_path, names):
+    for first, name in enumerate(names):
+        fakes.write_classes(tmp_path / name, {"cat": 3, "dog": 3}, first=100 * first)
+    with pytest.raises(DataError, match=rf"has {'/, '.join(sorted(names))}/, but no class folders in a training part"):
+        load(seed=0, root=str(tmp_path))
+
+
+def test_train_and_test_full_of_images_are_no_classes(tmp_path):
+    fakes.write_classes(tmp_path, {"Train": 5, "Test": 5})
+    with pytest.raises(DataError, match=r"no class folders in a training part. Parts are called train/ or training/"):
+        load(seed=0, root=str(tmp_path))
+
+
+def test_groups_of_a_train_part_made_long_tailed_are_those_of_the_long_tail(tmp_path):
+    fakes.write_classes(tmp_path / "train", {"cat": 30, "dog": 40})
+    fakes.write_classes(tmp_path / "test", {"cat": 3, "dog": 3}, first=200)
+    splits = load(seed=0, root=str(tmp_path), imbalance_factor=9)
+    assert splits.group_counts.tolist() == splits.train_counts.tolist() == [4, 36]
+
+
 def test_train_is_made_long_tailed_on_request(tmp_path):
     fakes.write_classes(tmp_path / "train", {"cat": 30, "dog": 40})
     for part, first in (("val", 100), ("test", 200)):

@@ -144,5 +144,29 @@ def test_a_missing_list_is_named(tmp_path):
         load(seed=0, **(options | {"train_list": None}))
 
 
+def test_a_list_is_looked_for_in_the_working_directory_and_then_below_the_root(tmp_path, monkeypatch):
+    options = fakes.write("image-list", tmp_path)
+    below = Path(options["root"]) / "lists"
+    below.mkdir()
+    Path(options["train_list"]).rename(below / "tr.txt")
+    assert load(seed=0, **(options | {"train_list": "lists/tr.txt"})).train_counts.tolist() == [9, 6, 4, 2]
+    (tmp_path / "work" / "lists").mkdir(parents=True)
+    (tmp_path / "work" / "lists" / "tr.txt").write_text("train/bee/0000.png 0\n")
+    for part in ("val", "test"):
+        Path(options[f"{part}_list"]).write_text(f"{part}/bee/0{'val test'.index(part) // 4 + 1}00.png 0\n")
+    monkeypatch.chdir(tmp_path / "work")
+    assert load(seed=0, **(options | {"train_list": "lists/tr.txt"})).train_counts.tolist() == [1]
+
+
+def test_a_list_in_neither_place_is_named_with_both(tmp_path, monkeypatch):
+    options = fakes.write("image-list", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    sentence = (
+        rf"list none.txt is not a file, neither in the working directory \({tmp_path}\) nor below `root` \(.*images\)"
+    )
+    with pytest.raises(MissingFile, match=sentence):
+        load(seed=0, **(options | {"train_list": "none.txt"}))
+
+
 def test_paths_may_contain_spaces_and_numbers():
     assert parse_line("my photos 3/a 4.jpg 12\r\n", multi_label=True) == ("my photos 3/a 4.jpg", (12,))

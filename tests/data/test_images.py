@@ -3,7 +3,8 @@ import pytest
 import torch
 from PIL import Image
 
-from setwise.data import images
+from setwise.data import IMAGE_EXTENSIONS, images
+from setwise.data.folders import scan
 from setwise.data.images import decode, decode_all, fits_in_memory
 from setwise.errors import DataError
 
@@ -62,3 +63,13 @@ def test_auto_keeps_small_sets_in_memory_and_large_ones_in_files(tmp_path, monke
     monkeypatch.setattr(images, "MEMORY_BYTES", 10 * GREY.size * 3 - 1)
     assert not fits_in_memory(paths, "auto")
     assert fits_in_memory(paths, "memory")
+
+
+def test_the_public_extensions_are_those_that_training_reads(tmp_path):
+    for number, extension in enumerate(IMAGE_EXTENSIONS):
+        for name in (f"{number}{extension}", f"{number}{extension.upper()}", f"{number}{extension}.txt"):
+            (tmp_path / "cat").mkdir(exist_ok=True)
+            (tmp_path / "cat" / name).write_bytes(b"x")
+    found, ignored = scan(tmp_path)
+    assert (len(found["cat"]), ignored) == (2 * len(IMAGE_EXTENSIONS), len(IMAGE_EXTENSIONS))
+    assert all(extension == extension.lower() and extension.startswith(".") for extension in IMAGE_EXTENSIONS)

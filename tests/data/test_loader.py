@@ -92,6 +92,41 @@ def test_training_drops_the_rest_and_evaluation_keeps_everything_in_order():
     assert len(evaluation) == 7
 
 
+def indices(loader, epoch: int = 0) -> list[int]:
+    return torch.cat([batch.index for batch in epoch_of(loader, epoch)]).tolist()
+
+
+def sorted_by_class(number: int = 60, num_classes: int = 4) -> Split:
+    """As folders are listed."""
+    split = stacked(number)
+    return Split(images=split.images, target=(torch.arange(number) * num_classes) // number, names=split.names)
+
+
+def test_a_mixed_evaluation_is_one_order_for_every_seed_and_epoch():
+    order = indices(loader_of(stacked(50), train=False, mixed=True))
+    assert order != sorted(order) == list(range(50))
+    assert order == indices(loader_of(stacked(50), train=False, mixed=True, seed=7), epoch=3)
+
+
+def test_batches_of_a_mixed_evaluation_are_not_of_one_class():
+    split = sorted_by_class()
+    classes = [len(batch.target.unique()) for batch in loader_of(split, train=False, mixed=True, batch_size=15)]
+    assert min(classes) > 1
+    assert [len(b.target.unique()) for b in loader_of(split, train=False, batch_size=15)] == [1] * 4
+
+
+def test_rows_of_a_mixed_evaluation_are_the_images_and_targets_of_their_index():
+    split = sorted_by_class()
+    for batch in loader_of(split, train=False, mixed=True):
+        expected = (split.images.tensor[batch.index].float() / 255 - 0.5) / 0.25
+        torch.testing.assert_close(batch.image, expected, atol=1e-5, rtol=1e-5)
+        assert torch.equal(batch.target, split.target[batch.index])
+
+
+def test_mixed_has_no_effect_in_training():
+    assert equal(epoch_of(loader_of(stacked(), mixed=True), 2), epoch_of(loader_of(stacked()), 2))
+
+
 def test_a_set_smaller_than_a_batch_is_one_batch():
     batches = epoch_of(loader_of(stacked(5)))
     assert [len(batch.index) for batch in batches] == [5]
@@ -126,13 +161,14 @@ def test_mixed_targets_are_rows_of_class_weights(mix, several):
 
 @pytest.mark.parametrize("size", [50, 51, 7])
 @pytest.mark.parametrize("world", [2, 3])
-def test_ranks_share_an_epoch_without_overlap(monkeypatch, size, world):
+@pytest.mark.parametrize("mixed", [False, True], ids=["in order", "mixed"])
+def test_ranks_share_an_epoch_without_overlap(monkeypatch, size, world, mixed):
     monkeypatch.setattr(dist, "is_initialized", lambda: True)
     monkeypatch.setattr(dist, "get_world_size", lambda: world)
 
     def draws(rank: int, train: bool) -> list:
         monkeypatch.setattr(dist, "get_rank", lambda: rank)
-        sampler = EpochSampler(size, batch_size=4, seed=0, train=train)
+        sampler = EpochSampler(size, batch_size=4, seed=0, train=train, mixed=mixed)
         found = list(sampler)
         assert len(found) == len(sampler)
         return found
@@ -159,6 +195,16 @@ def test_a_corrupt_file_is_named_in_one_sentence_even_from_a_worker(tmp_path, nu
         list(loader_of(split, num_workers=num_workers, train=False))
     assert "Traceback" not in str(info.value)
     assert "\n" not in str(info.value)
+
+
+@pytest.mark.parametrize(
+    ("way_out", "end"), [("Leave it out of the list.", "Leave it out of the list."), ("", "is recognised).")]
+)
+def test_the_way_out_of_a_corrupt_file_is_the_callers(tmp_path, way_out, end):
+    with pytest.raises(DataError) as info:
+        list(loader_of(in_files(tmp_path, broken=(3,)), num_workers=0, train=False, way_out=way_out))
+    assert str(info.value).endswith(end)
+    assert "--data.on-error" not in str(info.value)
 
 
 def test_corrupt_files_are_left_out_and_counted_where_the_user_says_so(tmp_path):

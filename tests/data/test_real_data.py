@@ -36,7 +36,8 @@ def test_counts_of_class_folders_are_those_of_their_table(folder):
     splits = DATASETS[name].load(root=str(folder), seed=0, cache="files")
     held = torch.bincount(splits.val.target, minlength=len(rows))
     assert splits.class_names == tuple(row["class"] for row in rows)
-    assert (splits.train_counts + held).tolist() == [int(row["train"]) for row in rows]
+    assert splits.group_counts.tolist() == (splits.train_counts + held).tolist()
+    assert splits.group_counts.tolist() == [int(row["train"]) for row in rows]
     assert torch.bincount(splits.test.target).tolist() == [int(row["test"]) for row in rows]
     assert (held >= 1).all()
 

@@ -8,12 +8,24 @@ from setwise.data.batch import Batch
 from setwise.data.cifar import CIFAR10_LT, CIFAR100_LT
 from setwise.data.dataset import DataSet, Split, Splits
 from setwise.data.digits import DIGITS_LT
+from setwise.data.folders import IMAGE_EXTENSIONS
 from setwise.data.image_folder import IMAGE_FOLDER
 from setwise.data.image_list import IMAGE_LIST
 from setwise.data.loader import Loader, make_loader
 from setwise.data.transforms import TRANSFORMS, Transform
 
-__all__ = ["DATASETS", "TRANSFORMS", "Batch", "DataSet", "Loader", "Split", "Splits", "Transform", "make_loader"]
+__all__ = [
+    "DATASETS",
+    "IMAGE_EXTENSIONS",
+    "TRANSFORMS",
+    "Batch",
+    "DataSet",
+    "Loader",
+    "Split",
+    "Splits",
+    "Transform",
+    "make_loader",
+]
 
 DATASETS: dict[str, DataSet] = {
     data_set.name: data_set for data_set in (DIGITS_LT, CIFAR10_LT, CIFAR100_LT, IMAGE_FOLDER, IMAGE_LIST)

@@ -171,6 +171,7 @@ def load_official(
         class_names=tuple(read_pickle(folder / cifar.meta_file)[cifar.class_names_key]),
         mean=cifar.mean,
         std=cifar.std,
+        val_from_train=True,
         notes=(
             f"Train is made long-tailed by the seed: {len(tail):,} of {len(target):,} images, largest class over "
             f"smallest {imbalance_factor:g}.",

@@ -48,6 +48,8 @@ class Splits:
     mean: tuple[float, ...]
     """One per channel, of pixels in 0..1."""
     std: tuple[float, ...]
+    val_from_train: bool = False
+    """Validation was held out of the training images, which the set has as one part with it."""
     notes: tuple[str, ...] = ()
     """Sentences a user should be told: what was held out, what was skipped."""
 
@@ -65,6 +67,17 @@ class Splits:
     def train_counts(self) -> Int64[Tensor, "k"]:
         """Training images of each class."""
         return count_classes(self.train.target, num_classes=self.num_classes)
+
+    @property
+    def group_counts(self) -> Int64[Tensor, "k"]:
+        """Training images of each class as the set has them, before validation was held out.
+
+        What many-, medium- and few-shot are defined on: with a tenth of them held out, CIFAR-100-LT's 35, 35 and 30
+        classes would be others. Equal to ``train_counts`` where validation comes from elsewhere.
+        """
+        if not self.val_from_train:
+            return self.train_counts
+        return self.train_counts + count_classes(self.val.target, num_classes=self.num_classes)
 
 
 def count_classes(

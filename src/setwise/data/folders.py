@@ -1,7 +1,7 @@
 """Folders of images, one per class: the layout that most people's own data has."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -11,7 +11,10 @@ from setwise.data.parts import Listing
 from setwise.data.problems import shorten
 from setwise.errors import DataError, InvalidInput, MissingFile
 
-__all__ = ["ClassFolders", "existing_root", "list_classes", "scan"]
+__all__ = ["IMAGE_EXTENSIONS", "ClassFolders", "existing_root", "list_classes", "scan"]
+
+IMAGE_EXTENSIONS: tuple[str, ...] = IMG_EXTENSIONS
+"""What files of images end in, in small letters, whatever the case in the folder: torchvision's list."""
 
 ClassFolders = Mapping[str, list[Path]]
 """Images by class name, both in alphabetical order."""
@@ -37,11 +40,27 @@ def list_classes(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
+def is_image(name: str) -> bool:
+    """Whether a file of this name is read as an image."""
+    return name.lower().endswith(IMAGE_EXTENSIONS)
+
+
+def has_images(folder: Path) -> bool:
+    """Whether there is an image anywhere below a folder."""
+    return any(is_image(path.name) for path in visible_files(folder))
+
+
+def visible_files(folder: Path) -> Iterator[Path]:
+    """All files below a folder, however deep, but for hidden ones and those in hidden folders."""
+    for place, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(place, name) for name in files if not name.startswith("."))
+
+
 def scan(folder: Path) -> tuple[ClassFolders, int]:
     """All images below ``folder/<class>/``, however deep, and the number of other files that were ignored.
 
-    Hidden files and folders are passed over and not counted; what is an image is decided by torchvision's list of file
-    extensions.
+    Hidden files and folders are passed over and not counted; what is an image is decided by ``IMAGE_EXTENSIONS``.
 
     Raises:
         DataError: if there is no class folder.
@@ -49,13 +68,9 @@ def scan(folder: Path) -> tuple[ClassFolders, int]:
     classes: dict[str, list[Path]] = {}
     ignored = 0
     for class_folder in list_classes(folder):
-        images: list[Path] = []
-        for place, folders, files in os.walk(class_folder, followlinks=True):
-            folders[:] = [name for name in folders if not name.startswith(".")]
-            visible = [name for name in files if not name.startswith(".")]
-            images += [Path(place, name) for name in visible if name.lower().endswith(IMG_EXTENSIONS)]
-            ignored += sum(not name.lower().endswith(IMG_EXTENSIONS) for name in visible)
-        classes[class_folder.name] = sorted(images)
+        visible = list(visible_files(class_folder))
+        classes[class_folder.name] = sorted(path for path in visible if is_image(path.name))
+        ignored += len(visible) - len(classes[class_folder.name])
     if not classes:
         raise DataError(f"{folder} has no class folders; expected one folder of images per class.")
     return classes, ignored

@@ -62,7 +62,8 @@ def load(
 
     Args:
         root: folder that the paths in the lists are relative to; no path may lead out of it.
-        train_list: list of training images.
+        train_list: list of training images; like the others it is looked for in the working directory, then below the
+            root.
         seed: draws what is held out.
         val_list: list of validation images.
         test_list: list of test images.
@@ -83,7 +84,7 @@ def load(
         raise InvalidInput('image-list needs `train_list`, a file of "path label" lines: --data.train-list FILE.')
     files = {"train": train_list, "val": val_list, "test": test_list}
     listings, num_classes, notes = read_lists(
-        {part: Path(file) for part, file in files.items() if file is not None},
+        {part: find_list(file, folder) for part, file in files.items() if file is not None},
         root=folder,
         multi_label=multi_label,
         on_error=on_error,
@@ -101,6 +102,21 @@ def load(
         cache=cache,
         on_error=on_error,
     )
+
+
+def find_list(file: str, root: Path) -> Path:
+    """The list in the working directory, or else below the root.
+
+    Raises:
+        MissingFile: if it is in neither place.
+    """
+    here = Path(file).expanduser()
+    places = [here] if here.is_absolute() else [here, root / here]
+    for place in places:
+        if place.is_file():
+            return place
+    sought = f", neither in the working directory ({Path.cwd()}) nor below `root` ({root})" if len(places) > 1 else ""
+    raise MissingFile(f"The list {file} is not a file{sought}.")
 
 
 def read_lists(

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
 from jaxtyping import Int64
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -18,9 +17,10 @@ from torchvision.transforms import v2
 from setwise.data.batch import Batch
 from setwise.data.dataset import Split
 from setwise.data.images import num_cores
-from setwise.data.problems import OnError, settle
+from setwise.data.problems import WAY_OUT, OnError, settle
 from setwise.data.transforms import TRANSFORMS, Transform, normalise
 from setwise.errors import DataError, InvalidInput, choose
+from setwise.nn.gather import place
 from setwise.seeds import generator, key
 
 __all__ = ["Draw", "EpochSampler", "Loader", "make_loader"]
@@ -44,7 +44,7 @@ class Fetched(NamedTuple):
 
 
 class EpochSampler(Sampler[Draw]):
-    """Draws batches: in training every epoch in another order, in evaluation in the order of the split.
+    """Draws batches: in training every epoch in another order, in evaluation in the order of the split, or mixed.
 
     The order comes from (seed, epoch) alone; :meth:`set_epoch`, which Lightning calls, chooses it. With several
     processes every rank draws its own batches: in training equally many and equally large ones from one common order,
@@ -56,10 +56,11 @@ class EpochSampler(Sampler[Draw]):
         batch_size: samples of a batch, per process.
         seed: of the run.
         train: shuffle and leave out the rest, or go through everything once.
+        mixed: evaluate in one fixed random order, the same for every seed; training is shuffled anyway.
     """
 
-    def __init__(self, size: int, *, batch_size: int, seed: int, train: bool) -> None:
-        self.size, self.batch_size, self.seed, self.train = size, batch_size, seed, train
+    def __init__(self, size: int, *, batch_size: int, seed: int, train: bool, mixed: bool = False) -> None:
+        self.size, self.batch_size, self.seed, self.train, self.mixed = size, batch_size, seed, train, mixed
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -68,31 +69,26 @@ class EpochSampler(Sampler[Draw]):
 
     def __len__(self) -> int:
         """Batches of this process."""
-        rank, world = place_in_world()
+        rank, world = place()
         if not self.train:
             return -(-len(range(rank, self.size, world)) // self.batch_size)
         share = self.size // world
         return share // min(self.batch_size, share) if share else 0
 
     def __iter__(self) -> Iterator[Draw]:
-        rank, world = place_in_world()
+        rank, world = place()
         if self.train:
             batch_size = min(self.batch_size, self.size // world)
             order = torch.randperm(self.size, generator=generator(self.seed, "order", self.epoch))
         else:
             batch_size = self.batch_size
-            order = torch.arange(rank, self.size, world)
+            # Keyed by no seed: the runs of a comparison must be tested on the same batches.
+            whole = torch.randperm(self.size, generator=generator("mixed")) if self.mixed else torch.arange(self.size)
+            order = whole[rank::world]
         for number in range(len(self)):
             step = number * world + rank
             start = (step if self.train else number) * batch_size
             yield Draw(self.epoch, step, order[start : start + batch_size])
-
-
-def place_in_world() -> tuple[int, int]:
-    """Rank and number of processes; 0 and 1 outside torch.distributed."""
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return 0, 1
 
 
 class BatchedSplit(Dataset[Fetched]):
@@ -108,9 +104,10 @@ class BatchedSplit(Dataset[Fetched]):
         seed: int,
         mix: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None,
         on_error: OnError,
+        way_out: str,
     ) -> None:
         self.split, self.transform, self.mean, self.std = split, transform, mean, std
-        self.seed, self.mix, self.on_error = seed, mix, on_error
+        self.seed, self.mix, self.on_error, self.way_out = seed, mix, on_error, way_out
         self.skipped: dict[str, None] = {}  # an ordered set, filled in the main process
 
     def __getitem__(self, draw: Draw) -> Fetched:
@@ -151,7 +148,11 @@ class Loader(DataLoader[Any]):
 
     @property
     def skipped(self) -> tuple[str, ...]:
-        """What was left out so far, one clause per image."""
+        """What was left out so far, one clause per image.
+
+        Of images in files nothing is known before they are read, so after one pass this is complete and before it
+        empty; class counts, which are taken from the split, still count what is listed here.
+        """
         return tuple(self.dataset.skipped)
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
@@ -163,7 +164,7 @@ class Loader(DataLoader[Any]):
         fetched = super().__iter__()
         try:
             for batch, problems in fetched:
-                settle(problems, on_error=self.dataset.on_error, what="images")
+                settle(problems, on_error=self.dataset.on_error, what="images", way_out=self.dataset.way_out)
                 self.dataset.skipped.update(dict.fromkeys(problems))
                 if isinstance(batch, DataError):
                     raise batch
@@ -189,7 +190,9 @@ def make_loader(
     num_workers: int | None = None,
     mixup: float = 0.0,
     cutmix: float = 0.0,
+    mixed: bool = False,
     on_error: OnError = "raise",
+    way_out: str = WAY_OUT,
 ) -> Loader:
     """Batches of a split, the same for the same seed and epoch, whatever ran before and in however many processes.
 
@@ -200,12 +203,20 @@ def make_loader(
         mean: of each channel, of pixels in 0..1.
         std: likewise.
         seed: keys order, augmentation and mixing.
-        train: shuffled, augmented, mixed, without the last incomplete batch; or everything, in order, as it is.
+        train: shuffled, augmented, with mixup and CutMix, without the last incomplete batch; or everything, as it is.
         num_classes: width of mixed targets.
         num_workers: processes that read files; None: none for images in memory, else the cores there are.
         mixup: alpha of mixup's Beta distribution; 0 switches it off. DeiT: 0.8.
         cutmix: alpha of CutMix's Beta distribution; 0 switches it off. DeiT: 1. With both, every batch draws one.
-        on_error: an unreadable image raises, or is left out of its batch and listed in ``Loader.skipped``.
+        mixed: evaluate in one fixed random order, the same for every seed. Where predictions depend on the batch
+            (relations at test time), the order of the split would give labels away: folders are listed class by class,
+            so whole batches would be of one class. ``Batch.index`` says which image a row is. Without effect in
+            training, which is shuffled anyway.
+        on_error: an unreadable image raises, or is left out of its batch and listed in ``Loader.skipped``. Images that
+            stay in files (``cache="files"``) are first opened here, so class counts taken before still hold the
+            unreadable ones.
+        way_out: sentence that ends the error about unreadable images: what a user can do where there is no
+            ``--data.on-error``.
 
     Raises:
         UnknownName: if there is no such transform.
@@ -225,11 +236,12 @@ def make_loader(
         seed=seed,
         mix=make_mix(mixup=mixup, cutmix=cutmix, num_classes=num_classes) if train else None,
         on_error=on_error,
+        way_out=way_out,
     )
     return Loader(
         batches,
         batch_size=None,  # a draw is a batch already
-        sampler=EpochSampler(len(split), batch_size=batch_size, seed=seed, train=train),
+        sampler=EpochSampler(len(split), batch_size=batch_size, seed=seed, train=train, mixed=mixed),
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
         collate_fn=as_it_is,

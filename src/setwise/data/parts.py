@@ -50,6 +50,8 @@ class Parts:
     train: Listing
     val: Listing
     test: Listing
+    val_from_train: bool = False
+    """``val`` was held out of what ``train`` was; see :attr:`setwise.data.dataset.Splits.group_counts`."""
     notes: tuple[str, ...] = ()
 
     def noting(self, note: str | None) -> "Parts":
@@ -94,7 +96,7 @@ def arrange(
         notes.append("The set brings no third part: its val part is the test part here, looked at once at the end.")
     kept, held = hold_out(train.target, val_fraction / whole, generator=generator(seed, "validation"))
     notes.append(f"Validation is {val_fraction:.0%} of every training class, drawn by the seed: {len(held)} images.")
-    return Parts(train.at(kept), train.at(held), held_out, tuple(notes))
+    return Parts(train.at(kept), train.at(held), held_out, val_from_train=True, notes=tuple(notes))
 
 
 def load_parts(
@@ -151,7 +153,14 @@ def load_parts(
         )
         for name, listing in listings.items()
     }
-    return Splits(**splits, class_names=tuple(class_names), mean=mean, std=std, notes=notes)
+    return Splits(
+        **splits,
+        class_names=tuple(class_names),
+        mean=mean,
+        std=std,
+        val_from_train=parts.val_from_train,
+        notes=notes,
+    )
 
 
 def shared_images(listings: Mapping[str, Listing]) -> tuple[str, ...]:
