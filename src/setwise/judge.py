@@ -3,6 +3,9 @@
 The estimand is related - control on the recipe's one primary metric: the control has the same parameters and the same
 two streams, but every sample attends to itself alone, so what remains is what samples learned from *others*. Both arms
 are adjusted for class bias first, each at the strength that its own validation part chose.
+
+P values are corrected (Holm) in two families, what a reader looks through together: all metrics and pairs of arms but
+the primary, and the classes. One family of both would let a data set of many classes hide what the metrics say.
 """
 
 import json
@@ -19,6 +22,7 @@ from setwise.metrics import (
     contributions,
     holm,
     instance_contributions,
+    lower_is_better,
     paired_interval,
     seed_interval,
     verdict,
@@ -85,7 +89,7 @@ class Difference:
     against: str
     interval: Interval
     p_holm: float
-    """p after Holm's correction for everything but the primary; the primary's own p."""
+    """p after Holm's correction in its family (metrics and pairs of arms, or classes); the primary's own p."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,7 @@ class Comparison:
     primary: Difference
     others: tuple[Difference, ...]
     classes: tuple[Difference, ...]
-    """related - control for every class; the metric is the class's name."""
+    """related - control for every class; the metric is the class's name. A Holm family of their own."""
     curves: tuple[Curve, ...]
     verdict: Verdict
     seconds: float
@@ -165,21 +169,17 @@ def judge(root: str | Path) -> Comparison:
     adjusted = plan.recipe.primary.startswith("adjusted_")
     classes = _class_differences(runs["related"], runs["control"], class_names, adjusted=adjusted)
     primary_key = (plan.recipe.primary, "related", "control")
-    corrected = holm(
-        {str(key): interval.p for key, interval in found.items() if key != primary_key}
-        | {f"class {name}": interval.p for name, interval in classes.items()}
-    )
+    of_others = holm({str(key): interval.p for key, interval in found.items() if key != primary_key})
+    of_classes = holm({name: interval.p for name, interval in classes.items()})
     many = found.get((f"{'adjusted_' * adjusted}many", "related", "control"))
     return Comparison(
         plan=plan,
         means={name: _means(arm, names) for name, arm in runs.items()},
         primary=Difference(*primary_key, found[primary_key], found[primary_key].p),
-        others=tuple(Difference(*key, i, corrected[str(key)]) for key, i in found.items() if key != primary_key),
-        classes=tuple(
-            Difference(name, "related", "control", i, corrected[f"class {name}"]) for name, i in classes.items()
-        ),
+        others=tuple(Difference(*key, i, of_others[str(key)]) for key, i in found.items() if key != primary_key),
+        classes=tuple(Difference(name, "related", "control", i, of_classes[name]) for name, i in classes.items()),
         curves=tuple(_curve(name, arm) for name, arm in runs.items() if "predicted" in arm.files[0]),
-        verdict=verdict(found[primary_key], many),
+        verdict=verdict(found[primary_key], many, lower_is_better=lower_is_better(plan.recipe.primary)),
         seconds=sum(line["seconds"] for arm in runs.values() for line in arm.lines),
         versions=first["versions"],
         commit=first["commit"],

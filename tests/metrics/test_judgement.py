@@ -3,10 +3,11 @@
 import math
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from setwise.metrics import Interval, holm, verdict
+from setwise.metrics import Interval, classification_metrics, holm, lower_is_better, verdict
 
 P_VALUES = st.dictionaries(st.sampled_from("abcdefgh"), st.floats(0, 1))
 
@@ -83,3 +84,30 @@ def test_sentences_give_points_with_the_interval_and_the_number_of_seeds():
 
 def test_tolerance_is_an_argument():
     assert verdict(interval(0.01, 0.002, 0.02), interval(-0.006, -0.01, 0.0), tolerance=0.01).word == "gain"
+
+
+def test_of_all_metrics_less_of_the_calibration_error_alone_is_better():
+    group = torch.tensor([True, True])
+    names = classification_metrics(torch.eye(2), torch.tensor([0, 1]), groups={"many": group, "few": group})
+    for prefix in ("", "adjusted_"):
+        assert {name for name in names if lower_is_better(prefix + name)} == {"ece"}
+    assert not lower_is_better("mean_average_precision")
+
+
+@pytest.mark.parametrize(
+    ("primary", "many", "word"),
+    [
+        (interval(-0.01, -0.02, -0.002), None, "gain"),
+        (interval(-0.01, -0.02, -0.002), interval(-0.006, -0.01, 0.0), "trade-off"),
+        (interval(-0.01, -0.02, 0.0), None, "no gain"),
+        (interval(0.01, 0.0, 0.02), None, "no gain"),
+        (interval(0.01, 0.002, 0.02), interval(0.1, 0.05, 0.2), "loss"),
+        (interval(-0.5, math.nan, math.nan, num_seeds=1), None, "undecided"),
+    ],
+)
+def test_a_gain_is_a_fall_where_less_is_better_and_the_sentence_says_so(primary, many, word):
+    found = verdict(primary, many, lower_is_better=True)
+    assert found.word == word
+    assert f"{100 * primary.estimate:+.1f} points" in found.sentence
+    assert "less is better" in found.sentence
+    assert "less is better" not in verdict(primary, many).sentence

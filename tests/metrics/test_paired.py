@@ -14,7 +14,9 @@ from setwise.errors import InvalidInput
 from setwise.metrics import (
     classification_metrics,
     contributions,
+    holm,
     instance_contributions,
+    paired,
     paired_interval,
     seed_interval,
 )
@@ -204,6 +206,87 @@ def test_p_value_is_below_the_level_where_the_interval_leaves_zero_out(num_seeds
         assert interval.p <= 1 - confidence + resolution
     else:
         assert interval.p >= 1 - confidence - resolution
+
+
+def p_of_effects(effects, *, num_seeds, image_sd=0.01, num_resamples=10_000):
+    """P values of the same data, moved: all else is equal."""
+    difference, strata = simulate(np.random.default_rng(0), num_seeds=num_seeds, image_sd=image_sd)
+    difference -= difference.sum(1).mean() / difference.shape[1]
+    moved = [difference + effect / difference.shape[1] for effect in effects]
+    how = {"num_resamples": num_resamples}
+    return np.array([paired_interval(one, np.zeros_like(one), strata, **how).p for one in moved])
+
+
+SWITCH = 2 * paired.RESOLVED / 2001
+"""P where the resamples end and the fitted tail begins, of 2000 resamples."""
+
+
+@pytest.mark.parametrize(("num_seeds", "image_sd"), [(50, 0.01), (50, 0.0), (4, 0.01), (3, 0.0)])
+def test_p_falls_without_a_jump_as_the_effect_grows(num_seeds, image_sd):
+    effects = np.geomspace(0.001, 2, 150)
+    p = p_of_effects(effects, num_seeds=num_seeds, image_sd=image_sd, num_resamples=2000)
+    steps = np.diff(np.log(p))
+    assert (steps <= 0).all()
+    assert (p < SWITCH).sum() > 10
+    close = np.geomspace(*effects[np.flatnonzero(p >= SWITCH)[[-1]] + [-1, 1]], 60)
+    around = p_of_effects(close, num_seeds=num_seeds, image_sd=image_sd, num_resamples=2000)
+    assert np.diff(np.log(around)).min() > -0.25
+
+
+def test_p_is_the_count_of_resamples_where_ten_or_more_lie_beyond_zero(monkeypatch):
+    effects = np.linspace(0, 0.06, 40)
+    fitted = p_of_effects(effects, num_seeds=8, num_resamples=2000)
+    monkeypatch.setattr(paired, "RESOLVED", 0)
+    counted = p_of_effects(effects, num_seeds=8, num_resamples=2000)
+    resolved = counted > SWITCH
+    assert 5 < resolved.sum() < 35
+    np.testing.assert_array_equal(fitted[resolved], counted[resolved])
+    assert counted.min() == pytest.approx(2 / 2001)
+    assert fitted.min() < 1e-4
+
+
+def test_p_of_fifty_seeds_reaches_one_in_a_million():
+    (p,) = p_of_effects([0.08], num_seeds=50)
+    assert 1e-12 < p < 1e-6
+
+
+def test_one_effect_of_fifty_seeds_is_found_among_a_thousand_tests():
+    (p,) = p_of_effects([0.08], num_seeds=50)
+    assert holm({"effect": p} | {str(number): 0.5 for number in range(999)})["effect"] < 0.05
+
+
+@pytest.mark.parametrize("num_seeds", [3, 6, 50])
+def test_fitted_tail_of_seeds_alone_is_never_below_that_of_the_t_test(num_seeds):
+    values = 0.01 * np.random.default_rng(1).standard_normal(num_seeds)
+    for effect in np.geomspace(0.001, 3, 40):
+        p = seed_interval(values + effect, np.zeros(num_seeds), num_resamples=2000).p
+        test = stats.ttest_1samp(values + effect, 0).pvalue
+        if p < 0.999 * SWITCH:
+            assert p >= max(0.999 * test, 1e-12)
+        elif p == pytest.approx(SWITCH):
+            assert test < 0.1
+
+
+def test_fitted_tail_of_few_images_is_wider_than_that_of_many():
+    p = []
+    for num_images in (4, 400):
+        image = np.tile([1.0, -1.0], num_images // 2)
+        image *= 0.01 / math.sqrt((image**2).sum() * num_images / (num_images - 1))  # one error for both
+        difference = np.tile(image + 0.12 / num_images, (20, 1))  # the seeds agree
+        p.append(paired_interval(difference, np.zeros_like(difference), np.zeros(num_images, int)).p)
+    assert p[0] == pytest.approx(2 * stats.t.sf(12, 3), rel=1e-6)  # a class of four images has three degrees of freedom
+    assert p[1] == pytest.approx(1e-12)  # and nothing below is claimed
+
+
+def test_differences_without_any_variation_have_no_tail():
+    assert seed_interval(np.full(3, 0.3), np.full(3, 0.1), num_resamples=999).p == pytest.approx(2 / 1000)
+
+
+@pytest.mark.parametrize("num_seeds", [3, 50])
+def test_small_p_values_are_not_too_frequent_where_there_is_no_difference(num_seeds):
+    p = np.array([i.p for i in intervals(500, num_seeds=num_seeds, num_images=20)])
+    assert (p < 0.01).sum() <= 12
+    assert (p < 0.001).sum() <= 3
 
 
 def test_equal_arms_have_no_difference_and_p_one():

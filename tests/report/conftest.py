@@ -32,6 +32,7 @@ def make_comparison(
     tuned: bool = False,
     logs: bool = False,
     empty_groups: bool = False,
+    notes: tuple[str, ...] = (),
     recipe: Recipe = RECIPES["digits-lt"],
 ) -> Path:
     """Write the folder of a comparison.
@@ -47,6 +48,7 @@ def make_comparison(
         tuned: whether a tuning log stands there.
         logs: whether the runs left CSV logs.
         empty_groups: no class is many- or few-shot.
+        notes: what the data had to say to every run.
         recipe: of the comparison.
     """
     names = class_names or [str(digit) for digit in range(10)]
@@ -71,6 +73,8 @@ def make_comparison(
             scores += lean * np.log(counts / counts.sum())
             folder = RunFolder(plan.folder(root, arm, seed))
             write_run(folder, scores, target, counts, groups, names, plan, arm, seed)
+            if notes:
+                folder.environment.write_text(json.dumps({"notes": notes}), encoding="utf-8")
             if logs:
                 write_logs(folder, rng, related=arm.name != "plain")
     if tuned:

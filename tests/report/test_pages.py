@@ -1,6 +1,7 @@
 import json
 import math
 import shlex
+import shutil
 from dataclasses import dataclass, replace
 
 import pytest
@@ -8,10 +9,12 @@ from html_pages import Page, is_self_contained
 
 from setwise.errors import MissingFile
 from setwise.judge import judge
+from setwise.metrics import holm
 from setwise.recipes import RECIPES
 from setwise.report import comparison_page, write_report, write_run_report
+from setwise.report.method import how_judged
 from setwise.report.parts import command
-from setwise.report.wording import interval, percent, points
+from setwise.report.wording import P_LEGEND, interval, percent, points
 
 ALL_PARTS = ["Metrics", "How it was judged", "Who is learned from", "Classes", "Confusion, related - control"]
 ALL_PARTS += ["Tuning", "Training", "Make it again"]
@@ -43,6 +46,67 @@ def test_verdict_and_primary_numbers_are_those_of_the_comparison(html, compariso
     found = comparison.primary.interval
     assert row[1:4] == means
     assert row[4:6] == [points(found.estimate), interval(found)]
+
+
+def test_p_values_are_headed_by_what_they_are(html):
+    page = Page(html)
+    heads = {row[0]: row for row in page.rows if row[0] in ("metric", "a sample may attend to", "class")}
+    assert [heads[first].count("p") for first in ("metric", "a sample may attend to", "class")] == [1, 1, 0]
+    assert "p (Holm)" in heads["class"]  # where all are corrected
+    assert page.text.count(P_LEGEND) == 2
+    assert any(row[0] == "all (primary)" for row in page.rows)
+
+
+def test_classes_are_a_family_of_their_own(comparison, html):
+    own = holm({found.metric: found.interval.p for found in comparison.classes})
+    assert {found.metric: found.p_holm for found in comparison.classes} == own
+    others = holm({str(number): found.interval.p for number, found in enumerate(comparison.others)})
+    assert [found.p_holm for found in comparison.others] == list(others.values())
+    assert "classes are corrected among themselves" in html
+
+
+def test_the_method_says_that_the_control_has_no_dropout_and_untrained_queries_and_keys(comparison):
+    (said,) = (sentence for sentence in how_judged(comparison) if sentence.startswith("The control"))
+    assert "no dropout" in said
+    assert "query and key weights are not trained" in said
+    assert "one weight of one" in said
+
+
+def test_a_primary_of_which_less_is_better_is_judged_and_told_the_right_way_round(comparison_folder):
+    recipe = replace(RECIPES["digits-lt"], primary="adjusted_ece")
+    root = comparison_folder(num_seeds=3, recipe=recipe, tuned=True)
+    for arm, shift in (("control", 0.1), ("related", 0.05)):
+        for seed in range(3):
+            path = root / "runs" / arm / f"seed-{seed}" / "results.jsonl"
+            line = json.loads(path.read_text(encoding="utf-8"))
+            line["metrics"]["adjusted_ece"] = shift + 0.001 * seed * (arm == "related")
+            path.write_text(json.dumps(line) + "\n", encoding="utf-8")
+    for seed in range(3):  # all else is equal
+        control, related = (root / "runs" / arm / f"seed-{seed}" / "predictions.npz" for arm in ("control", "related"))
+        shutil.copy(control, related)
+    log = [
+        {"arm": "related", "setting": {"optimizer.lr": lr}, "validation": value} for lr, value in ((1, 0.3), (2, 0.1))
+    ]
+    (root / "tuning.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log), encoding="utf-8")
+    found = judge(root)
+    assert found.primary.interval.estimate == pytest.approx(-0.049)
+    assert found.verdict.word == "gain"
+    assert found.verdict.sentence.startswith("Gain: -4.9 points")
+    text = write_report(found, root).read_text(encoding="utf-8")
+    assert "lies below zero (less is better)" in Page(text).text
+    assert '<tr class="primary"><th scope="row">related</th><td>optimizer.lr 2</td>' in text
+
+
+NOTES = ("Of 3 images in b none was readable.", "<b> is the test part.")
+
+
+def test_what_the_data_had_to_say_stands_with_the_recipe(comparison_folder, html):
+    root = comparison_folder(num_seeds=2, images_per_class=4, notes=NOTES)
+    for path in (write_report(judge(root), root), write_run_report(root / "runs" / "related" / "seed-1")):
+        page = Page(path.read_text(encoding="utf-8"))
+        told = page.text[page.text.index("Make it again") :]
+        assert "What the data had to say:" + "".join(NOTES) in told
+    assert "What the data had to say" not in html
 
 
 def test_classes_run_from_many_to_few_with_their_differences(html, comparison):

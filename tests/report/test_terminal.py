@@ -1,12 +1,16 @@
 import io
 import re
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
-from setwise.judge import judge
+from setwise.judge import Arm, judge
+from setwise.recipes import RECIPES
 from setwise.report import comparison_table, run_table
-from setwise.report.wording import interval, p_value, percent, points
+from setwise.report.literature import departures, reported_lines
+from setwise.report.numbers import comparison_data
+from setwise.report.wording import P_LEGEND, interval, p_value, percent, points
 
 
 def printed(renderable, width):
@@ -43,16 +47,63 @@ def test_kinds_of_neighbours_have_a_table_of_their_own(comparison):
     row = next(line for line in text.splitlines() if line.startswith("same-class"))
     assert interval(kind.interval) in row
     assert p_value(kind.p_holm) in row
+    assert any(line.startswith("all (primary)") for line in text.splitlines())
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_legend_says_which_p_values_are_corrected_under_both_tables(comparison, width):
+    text = " ".join(printed(comparison_table(comparison), width).split())
+    assert text.count(P_LEGEND) == 2
+    assert "p (Holm)" not in text
+    assert text.count("Of calibration error less is better.") == 1
 
 
 def test_reported_numbers_stand_with_their_source(comparison_folder):
-    from setwise.recipes import RECIPES
-
     recipe = RECIPES["cifar100-lt"]
     found = judge(comparison_folder(recipe=recipe, num_seeds=2, images_per_class=3))
     text = " ".join(printed(comparison_table(found), 100).split())
     for number in recipe.reported:
         assert f"reported: {number.metric}, {number.variant}: {100 * number.value:.1f} ({number.source})" in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "fields"),
+    [
+        ({"num_seeds": 9, "seed": 3, "data.root": "/data", "data.num_workers": 4, "data.cache": "files"}, []),
+        ({"trainer.accelerator": "cpu", "trainer.logger": ("csv",), "trainer.val_every": 5}, []),
+        ({"relation.attend": "same-class", "relation.num_heads": 8, "trainer.checkpoint_every": 9, "ran": ()}, []),
+        ({"trainer.epochs": 30, "optimizer.lr": 0.2}, ["optimizer.lr", "trainer.epochs"]),
+        ({"primary": "accuracy"}, ["primary"]),
+    ],
+)
+def test_reported_numbers_stand_only_beside_the_recipe_they_belong_to(comparison, changes, fields):
+    plan = replace(comparison.plan, recipe=RECIPES["cifar100-lt"].override(changes))
+    found = replace(comparison, plan=plan)
+    assert departures(plan) == fields
+    if fields:
+        assert reported_lines(found) == [
+            f"reported numbers are left out: this run differs from the recipe in {', '.join(fields)}"
+        ]
+        assert comparison_data(found)["reported"] == []
+    else:
+        assert len(reported_lines(found)) == len(RECIPES["cifar100-lt"].reported)
+        assert len(comparison_data(found)["reported"]) == len(RECIPES["cifar100-lt"].reported)
+
+
+def test_reported_numbers_do_not_stand_beside_tuned_arms(comparison):
+    arms = (Arm("plain", "plain", {"optimizer.lr": 0.1}), Arm("related", "related", {"optimizer.lr": 0.2}))
+    plan = replace(comparison.plan, recipe=RECIPES["cifar100-lt"], arms=arms)
+    assert departures(plan) == ["optimizer.lr"]
+    as_it_was = (Arm("related", "related", {"relation.attend": "same-class", "optimizer.milestones": []}),)
+    assert departures(replace(plan, arms=as_it_was)) == []
+
+
+def test_reported_numbers_do_not_stand_beside_a_recipe_of_another_name(comparison):
+    plan = replace(comparison.plan, recipe=replace(RECIPES["cifar100-lt"], name="mine"))
+    (line,) = reported_lines(replace(comparison, plan=plan))
+    assert line == "reported numbers are left out: no recipe of setwise has the name mine"
+    own = replace(plan, recipe=replace(plan.recipe, reported=()))
+    assert reported_lines(replace(comparison, plan=own)) == []
 
 
 def test_one_seed_says_so_instead_of_an_interval(comparison_folder):

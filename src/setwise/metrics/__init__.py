@@ -3,6 +3,7 @@
 from setwise.metrics.classification import (
     classification_metrics,
     confusion_matrix,
+    lower_is_better,
     multilabel_metrics,
     per_class_accuracy,
 )
@@ -30,6 +31,7 @@ __all__ = [
     "contributions",
     "holm",
     "instance_contributions",
+    "lower_is_better",
     "multilabel_metrics",
     "paired_interval",
     "per_class_accuracy",

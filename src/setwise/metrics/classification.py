@@ -14,9 +14,27 @@ from torch import Tensor
 
 from setwise.errors import InvalidInput
 
-__all__ = ["classification_metrics", "confusion_matrix", "multilabel_metrics", "per_class_accuracy"]
+__all__ = [
+    "classification_metrics",
+    "confusion_matrix",
+    "lower_is_better",
+    "multilabel_metrics",
+    "per_class_accuracy",
+]
+
+ERRORS = ("ece", "adjusted_ece")
+"""Metrics that count what is wrong; all others count what is right."""
 
 NUM_BINS = 15  # Guo et al., On Calibration of Modern Neural Networks, ICML 2017, arXiv:1706.04599, section 5
+
+
+def lower_is_better(name: str) -> bool:
+    """Whether less of a metric is better: the one place that knows the direction of each.
+
+    >>> lower_is_better("adjusted_ece"), lower_is_better("balanced_accuracy")
+    (True, False)
+    """
+    return name in ERRORS
 
 
 def classification_metrics(

@@ -24,7 +24,7 @@ def holm(p: Mapping[str, float]) -> dict[str, float]:
     """P values corrected for their number, so that the chance of any false finding among them stays below the level.
 
     Args:
-        p: p values by name; NaN (one seed) is not counted and stays NaN.
+        p: p values of one family by name: what one looks through together; NaN (one seed) is not counted and stays NaN.
 
     Returns:
         Corrected p values, by name in the order of ``p``: the smallest times ``m``, the next times ``m - 1``, and so
@@ -44,33 +44,39 @@ def holm(p: Mapping[str, float]) -> dict[str, float]:
     return corrected
 
 
-def verdict(primary: Interval, many: Interval | None, *, tolerance: float = TOLERANCE) -> Verdict:
+def verdict(
+    primary: Interval, many: Interval | None, *, tolerance: float = TOLERANCE, lower_is_better: bool = False
+) -> Verdict:
     """Judge a comparison by the interval of its primary metric, fixed before the runs.
 
     Args:
         primary: difference in the primary metric.
         many: difference in many-shot accuracy; None where there is no such group.
         tolerance: loss of many-shot accuracy that a gain may cost, as a fraction.
+        lower_is_better: of the primary metric; see :func:`~setwise.metrics.lower_is_better`. The sentence keeps the
+            sign of the difference and says that less is better.
 
     Returns:
-        "gain": the interval is above 0 and many-shot accuracy not worse by more than ``tolerance``; "trade-off": above
-        0, but many-shot accuracy is worse by more; "no gain": the interval contains 0; "loss": it is below 0;
-        "undecided": one seed, which has no interval.
+        "gain": the interval is above 0 (below, where less is better) and many-shot accuracy not worse by more than
+        ``tolerance``; "trade-off": the same, but many-shot accuracy is worse by more; "no gain": the interval contains
+        0; "loss": it is on the other side of 0; "undecided": one seed, which has no interval.
 
     >>> print(verdict(Interval(0.012, 0.004, 0.02, 0.004, num_seeds=50), None).sentence)
     Gain: +1.2 points (95 % interval +0.4 to +2.0, 50 seeds).
     """
     if math.isnan(primary.low):
+        told = "one seed; less is better, and" if lower_is_better else "one seed;"
         return Verdict(
-            "undecided", f"Undecided: {_points(primary.estimate)} points from one seed; an interval needs two or more."
+            "undecided", f"Undecided: {_points(primary.estimate)} points from {told} an interval needs two or more."
         )
     numbers = (
         f"{_points(primary.estimate)} points ({100 * primary.confidence:g} % interval {_points(primary.low)} to "
-        f"{_points(primary.high)}, {primary.num_seeds} seeds)"
+        f"{_points(primary.high)}, {primary.num_seeds} seeds{'; less is better' * lower_is_better})"
     )
-    if primary.high < 0:
+    least, most = (-primary.high, -primary.low) if lower_is_better else (primary.low, primary.high)  # of improvement
+    if most < 0:
         return Verdict("loss", f"Loss: {numbers}.")
-    if primary.low <= 0:
+    if least <= 0:
         return Verdict("no gain", f"No gain here: {numbers}; the interval contains 0.")
     if many is None:
         return Verdict("gain", f"Gain: {numbers}.")

@@ -3,8 +3,42 @@
 Two things are random: the seed (class order, initial weights, order of the data) and the choice of test images. The
 interval of a difference takes both into account, and pairs the arms in both.
 
+**A resample** draws ``S`` seeds with replacement and takes the mean of their differences. It adds what another choice
+of test images would change: an image's effect is its difference, averaged over the seeds, minus the mean of its class,
+and from every class as many effects as it has images are drawn with replacement and summed.
+
+The differences of the seeds already hold what neither seed nor image explains, the noise of one seed at one image; but
+the effects hold it, too, since they average few seeds. To count it once, they are first shrunk by
+``sqrt(max(0, 1 - V / (S * T)))``, where ``V`` is the variance of that noise and ``T`` the variance of the effects, both
+summed over the images: what is left is the variance that the images themselves explain. Drawing seeds and images
+crosswise from the table (the pigeonhole bootstrap) counts the noise up to three times (Owen), and no plain resampling
+of a table is right for noise and effects at once (McCullagh).
+
+**Few seeds** make the resampled means vary too little. Their deviations are therefore stretched by
+``sqrt(S / (S - 1)) * t / z`` (quantiles of Student's t with ``S - 1`` degrees of freedom and of the normal
+distribution). Hesterberg gets the same width by going further out in the percentiles; we stretch, because for three
+seeds those percentiles lie beyond any affordable number of resamples. The part of the images, which are many, is not
+stretched, apart from ``sqrt(n / (n - 1))`` for the ``n`` of a class. A class with a single test image adds nothing to
+the part of the images: one image does not show how they vary.
+
+**The interval** lies between percentiles of the sum of both parts. **The p value** inverts it: the smallest level at
+which it leaves 0 out. Where fewer than 10 resamples lie beyond 0 their count says little (and none says less than
+``2 / (R + 1)``), so p goes on along a fitted tail, in which the half-width of the interval is
+``sqrt((t_seeds * e_seeds)^2 + (t_images * e_images)^2)``: ``e`` are the standard errors of the two parts, ``t`` are
+quantiles of Student's t, with ``S - 1`` degrees of freedom and with those of the images (Satterthwaite; ``n - 1`` where
+all are of one class). Where the resamples reach further than this at the switch, the tail is widened to meet them;
+where they reach less far, p waits at the switch until the tail has come down to it. So p is continuous there, never
+rises with the effect, and falls only as far as the tail does. With seeds alone that is the tail of the paired t test.
+Where nothing varies there is no tail, and p stays ``2 / (R + 1)``.
+
 Letters: ``S`` seeds, ``N`` test images, ``K`` classes, ``R`` resamples. Annotations give arguments that must agree in a
 length different letters: the functions answer a mismatch in a sentence.
+
+Source: McCullagh, Resampling and Exchangeable Arrays, Bernoulli 2000, on what resampling a two-way table cannot do;
+Owen, The Pigeonhole Bootstrap, Annals of Applied Statistics 2007, doi:10.1214/07-AOAS122, on what the crossed one
+overstates; Hesterberg, What Teachers Should Know About the Bootstrap, The American Statistician 2015, arXiv:1411.5279,
+on expanded percentiles; Satterthwaite, An Approximate Distribution of Estimates of Variance Components, Biometrics
+Bulletin 1946, on the degrees of freedom of a sum.
 """
 
 import math
@@ -21,6 +55,10 @@ from setwise.seeds import key
 __all__ = ["Interval", "contributions", "instance_contributions", "paired_interval", "seed_interval"]
 
 CHUNK = 1 << 16  # images drawn at a time: their random numbers, indices and effects, 1.5 MB, stay in the cache
+RESOLVED = 10  # resamples beyond 0 from which their count is p: its relative error is then below 1 / sqrt(10)
+SMALLEST = 1e-12  # p: no fitted tail is to be trusted further out
+HALVINGS = 50  # of the logarithm of p: all its digits
+ROUNDING = 1e-9  # standard error over difference, below which nothing varies but the last digits
 
 
 @dataclass(frozen=True)
@@ -103,42 +141,19 @@ def paired_interval(
 ) -> Interval:
     """Interval of a mean difference ``a - b`` by a bootstrap over seeds and test images, paired in both.
 
-    Every resample draws ``S`` seeds with replacement and takes the mean of their differences. It adds what another
-    choice of test images would change: an image's effect is its difference, averaged over the seeds, minus the mean of
-    its class, and from every class as many effects as it has images are drawn with replacement and summed.
-
-    The differences of the seeds already hold what neither seed nor image explains, the noise of one seed at one image;
-    but the effects hold it, too, since they average few seeds. To count it once, they are first shrunk by
-    ``sqrt(max(0, 1 - V / (S * T)))``, where ``V`` is the variance of that noise and ``T`` the variance of the effects,
-    both summed over the images: what is left is the variance that the images themselves explain. Drawing seeds and
-    images crosswise from the table (the pigeonhole bootstrap) counts the noise up to three times (Owen), and no plain
-    resampling of a table is right for noise and effects at once (McCullagh).
-
-    Few seeds make the resampled means vary too little. Their deviations are therefore stretched by
-    ``sqrt(S / (S - 1)) * t / z`` (quantiles of Student's t with ``S - 1`` degrees of freedom and of the normal
-    distribution). Hesterberg gets the same width by going further out in the percentiles; we stretch, because for three
-    seeds those percentiles lie beyond any affordable number of resamples. The part of the images, which are many, is
-    not stretched, apart from ``sqrt(n / (n - 1))`` for the ``n`` of a class. The interval lies between percentiles of
-    the sum of both parts. The p value inverts it: the smallest level at which it leaves 0 out.
-
-    A class with a single test image adds nothing to the part of the images: one image does not show how they vary.
+    The module's docstring says how one resample is made, how few seeds are allowed for, and what p is.
 
     Args:
         a: contributions of the first arm ``[S, N]``, summed over images to one value per seed; see
             :func:`contributions`.
         b: the same of the second arm, same seeds and images in the same order.
         strata: class of every image ``[N]``.
-        num_resamples: ``R``; it bounds p from below by ``2 / (R + 1)``.
+        num_resamples: ``R``; they resolve p down to about ``2 * 10 / (R + 1)``, the tail below is fitted.
         seed: of the resampling.
         confidence: of the interval, between 0 and 1.
 
     Raises:
         InvalidInput: if shapes do not fit, or the confidence is not between 0 and 1.
-
-    Source: McCullagh, Resampling and Exchangeable Arrays, Bernoulli 2000, on what resampling a two-way table cannot do;
-    Owen, The Pigeonhole Bootstrap, Annals of Applied Statistics 2007, doi:10.1214/07-AOAS122, on what the crossed one
-    overstates; Hesterberg, What Teachers Should Know About the Bootstrap, The American Statistician 2015,
-    arXiv:1411.5279, on expanded percentiles.
 
     >>> a = np.array([[0.2, 0.2, 0.2, 0.2, 0.0], [0.2, 0.2, 0.2, 0.0, 0.2], [0.2, 0.2, 0.2, 0.2, 0.2]])
     >>> interval = paired_interval(a, np.zeros((3, 5)), np.zeros(5, dtype=int))
@@ -161,7 +176,8 @@ def paired_interval(
         by_seed.append(_seed_weights(rng, rows, len(sums)) @ sums)
         drawn = first + (rng.random((rows, len(effects))) * size).astype(np.intp)
         by_image.append(effects.take(drawn).sum(1))
-    return _interval(estimate, np.concatenate(by_seed), np.concatenate(by_image), len(sums), confidence)
+    parts = np.concatenate(by_seed), np.concatenate(by_image)
+    return _interval(estimate, *parts, (_seed_part(sums), _image_part(effects, first, size)), confidence)
 
 
 def seed_interval(
@@ -197,7 +213,8 @@ def seed_interval(
         return _without_interval(estimate, confidence)
     rng = np.random.default_rng(key(seed, "seed bootstrap"))
     values = [_seed_weights(rng, rows, len(a)) @ difference for rows in _chunks(num_resamples, width=len(a))]
-    return _interval(estimate, np.concatenate(values), np.zeros(num_resamples), len(difference), confidence)
+    parts = np.concatenate(values), np.zeros(num_resamples)
+    return _interval(estimate, *parts, (_seed_part(difference), (0.0, 1.0)), confidence)
 
 
 def _checked(correct: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -242,30 +259,75 @@ def _image_effects(
     return effects[np.lexsort((effects, label))], np.repeat(first, size), np.repeat(size, size).astype(float)
 
 
+def _seed_part(sums: Float64[np.ndarray, "s"]) -> tuple[float, float]:
+    """Standard error of the part of the seeds, and its degrees of freedom."""
+    return float(sums.std(ddof=1)) / math.sqrt(len(sums)), len(sums) - 1.0
+
+
+def _image_part(
+    effects: Float64[np.ndarray, "n"], first: Shaped[np.ndarray, "n"], size: Float64[np.ndarray, "n"]
+) -> tuple[float, float]:
+    """The same of the images, from what :func:`_image_effects` returns."""
+    total = float((effects**2).sum())
+    of_class = np.bincount(first, effects**2)[first]  # [N], the variance that each one's class adds
+    unsure = float((of_class**2 / (size * np.maximum(size - 1, 1))).sum())
+    return math.sqrt(total), total**2 / unsure if unsure > 0 else 1.0
+
+
 def _interval(
     estimate: float,
     by_seed: Float64[np.ndarray, "r"],
     by_image: Float64[np.ndarray, "r"],
-    num_seeds: int,
+    parts: tuple[tuple[float, float], tuple[float, float]],
     confidence: float,
 ) -> Interval:
-    """From resampled means over seeds, and what the resampled images add to each."""
+    """From resampled means over seeds, what the resampled images add, and both parts' errors and freedoms."""
     if not 0 < confidence < 1:
         raise InvalidInput(f"`confidence` ({confidence}) must be between 0 and 1: 0.95, say.")
-    num_resamples = len(by_seed)
+    num_resamples, num_seeds = len(by_seed), round(parts[0][1]) + 1
 
     def resampled(tail: float) -> Float64[np.ndarray, "r"]:
         return estimate + _stretch(tail, num_seeds) * (by_seed - estimate) + by_image
 
-    def leaves_zero_out(rank: int) -> bool:
+    def room(rank: int) -> float:
+        """How far 0 lies outside the interval from the ``rank``-th smallest to the ``rank``-th largest value."""
         values = np.partition(resampled(rank / (num_resamples + 1)), [rank - 1, num_resamples - rank])
-        return bool(values[rank - 1] > 0 or values[num_resamples - rank] < 0)
+        return float(max(values[rank - 1], -values[num_resamples - rank]))
 
     tail = (1 - confidence) / 2
     low, high = np.quantile(resampled(tail), [tail, 1 - tail])
-    inside = bisect_left(range(1, num_resamples // 2 + 1), True, key=leaves_zero_out)  # ends move in as ranks rise
+    ranks = range(1, num_resamples // 2 + 1)  # ends move in as ranks rise
+    inside = bisect_left(ranks, True, key=lambda rank: room(rank) > 0)
     p = min(1.0, 2 * (1 + inside) / (num_resamples + 1))
+    switch = min(RESOLVED, len(ranks))
+    if inside < switch and math.hypot(*(error for error, _ in parts)) > ROUNDING * abs(estimate):
+        p = _tail_p(abs(estimate), switch / (num_resamples + 1), abs(estimate) - room(switch), parts)
     return Interval(estimate, float(low), float(high), p, num_seeds=num_seeds, confidence=confidence)
+
+
+def _tail_p(effect: float, tail: float, reach: float, parts: tuple[tuple[float, float], ...]) -> float:
+    """P of an effect beyond the resamples.
+
+    Args:
+        effect: size of the difference.
+        tail: probability beyond one end of the interval at the switch, where the resamples end.
+        reach: half-width of the interval there, by the resamples.
+        parts: standard errors and degrees of freedom.
+    """
+    from scipy.special import stdtrit
+
+    def width(tail: float) -> float:
+        return math.hypot(*(error * stdtrit(freedom, tail) for error, freedom in parts))
+
+    scale = max(1.0, reach / width(tail))
+    outer, inner = math.log(SMALLEST / 2), math.log(tail)  # at the inner one 0 is left out, or p waits there
+    for _ in range(HALVINGS):
+        middle = (outer + inner) / 2
+        if scale * width(math.exp(middle)) < effect:
+            inner = middle
+        else:
+            outer = middle
+    return 2 * math.exp(inner)
 
 
 def _stretch(tail: float, num_seeds: int) -> float:

@@ -5,14 +5,27 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from setwise.judge import Comparison, Difference
+from setwise.metrics import lower_is_better
 from setwise.report.figures import comparison_figure, save_png, svg
+from setwise.report.literature import reported_lines
 from setwise.report.markup import Html, document, element, image, linked, section, table
 from setwise.report.method import how_judged
 from setwise.report.numbers import comparison_data
 from setwise.report.parts import command, curves_part, fold, heat_table, recipe_part, verdict_part
-from setwise.report.records import ClassRow, class_rows, confusion, tuning_log
-from setwise.report.terminal import kinds_of_neighbours, reported_lines
-from setwise.report.wording import ADJUSTED, duration, interval, names_of, ordered, p_value, percent, points
+from setwise.report.records import ClassRow, class_rows, confusion, run_notes, tuning_log
+from setwise.report.terminal import kinds_of_neighbours
+from setwise.report.wording import (
+    ADJUSTED,
+    P_LEGEND,
+    direction,
+    duration,
+    interval,
+    names_of,
+    ordered,
+    p_value,
+    percent,
+    points,
+)
 from setwise.run_folder import write_whole
 
 __all__ = ["write_report"]
@@ -50,7 +63,7 @@ def write_report(comparison: Comparison, root: Path) -> Path:
         _kinds(comparison),
         _classes(comparison, rows),
         _confusion(comparison, rows, root),
-        _tuning(root),
+        _tuning(root, comparison.plan.recipe.primary),
         curves_part(_folders(comparison, root), comparison.plan.recipe.primary),
         _again(comparison, root),
     )
@@ -71,7 +84,7 @@ def _folders(comparison: Comparison, root: Path) -> dict[str, list[Path]]:
 def _metrics(comparison: Comparison) -> Html | None:
     metrics = ordered(comparison)
     names, seeds = names_of(metrics), len(comparison.plan.seeds)
-    heads = ["metric", *ARMS, "related - control", "95 % interval", "p (Holm)", "related - plain", "95 % interval"]
+    heads = ["metric", *ARMS, "related - control", "95 % interval", "p", "related - plain", "95 % interval"]
     rows = []
     for metric in metrics:
         first, second = (comparison.find(metric, "related", against) for against in ("control", "plain"))
@@ -79,12 +92,12 @@ def _metrics(comparison: Comparison) -> Html | None:
         cells = [*_estimate(first), "" if first is None else p_value(first.p_holm), *_estimate(second)]
         mark = " (primary)" if metric == metrics[0] else ""
         rows.append([names(metric) + mark, *means, *cells])
-    less = " Of the calibration error less is better." if any(metric.endswith("ece") for metric in metrics) else ""
-    said = f"Percent, mean over {seeds} seed{'s' * (seeds > 1)}; differences in percentage points.{less}"
+    said = f"Percent, mean over {seeds} seed{'s' * (seeds > 1)}; differences in percentage points. {P_LEGEND} "
+    said += direction(metrics)
     return section(
         "Metrics",
         table(heads, rows, marked=[0]),
-        element("p", said, class_="faint"),
+        element("p", said.rstrip(), class_="faint"),
         *(element("p", linked(line), class_="faint") for line in reported_lines(comparison)),
     )
 
@@ -99,11 +112,16 @@ def _kinds(comparison: Comparison) -> Html | None:
         return None
     primary = comparison.plan.recipe.primary
     rows = [
-        [kind, percent(comparison.means[arm.name][primary][0]), *_estimate(found), p_value(found.p_holm)]
+        [
+            f"{kind} (primary)" if found is comparison.primary else kind,
+            percent(comparison.means[arm.name][primary][0]),
+            *_estimate(found),
+            p_value(found.p_holm),
+        ]
         for arm, kind, found in kinds
     ]
-    heads = ["a sample may attend to", names_of([primary])(primary), "- control", "95 % interval", "p (Holm)"]
-    return section("Who is learned from", table(heads, rows))
+    heads = ["a sample may attend to", names_of([primary])(primary), "- control", "95 % interval", "p"]
+    return section("Who is learned from", table(heads, rows, marked=[0]), element("p", P_LEGEND, class_="faint"))
 
 
 def _classes(comparison: Comparison, rows: Sequence[ClassRow]) -> Html | None:
@@ -141,7 +159,8 @@ def _significant(comparison: Comparison) -> str:
         return ""
     clear = [d.interval.estimate for d in comparison.classes if d.p_holm < LEVEL]
     better, worse = sum(e > 0 for e in clear), sum(e < 0 for e in clear)
-    return f"Of {len(comparison.classes)} classes {better} are better and {worse} worse with p (Holm) below {LEVEL}."
+    told = f"Of {len(comparison.classes)} classes {better} are better and {worse} worse with p (Holm) below {LEVEL}"
+    return f"{told}; classes are corrected among themselves."
 
 
 def _confusion(comparison: Comparison, rows: Sequence[ClassRow], root: Path) -> Html | None:
@@ -161,13 +180,14 @@ def _confusion(comparison: Comparison, rows: Sequence[ClassRow], root: Path) -> 
     )
 
 
-def _tuning(root: Path) -> Html | None:
+def _tuning(root: Path, primary: str) -> Html | None:
     log = tuning_log(root)
     if not log:
         return None
-    best: dict[str, int] = {}  # arm -> first of its lines with the highest value
+    sign = -1 if lower_is_better(primary) else 1
+    best: dict[str, int] = {}  # arm -> first of its lines with the best value
     for number, line in enumerate(log):
-        if line["validation"] > log[best.setdefault(line["arm"], number)]["validation"]:
+        if sign * line["validation"] > sign * log[best.setdefault(line["arm"], number)]["validation"]:
             best[line["arm"]] = number
     settings = [", ".join(f"{name} {value}" for name, value in line["setting"].items()) for line in log]
     rows = [[line["arm"], said, percent(line["validation"])] for line, said in zip(log, settings, strict=True)]
@@ -184,7 +204,8 @@ def _again(comparison: Comparison, root: Path) -> Html | None:
         "versions": ", ".join(f"{name} {version}" for name, version in comparison.versions.items()),
         "commit of setwise": comparison.commit or "none (installed from a package)",
     }
-    return recipe_part(root / "recipe.yaml", facts, _command(comparison), recipe.paper)
+    first = plan.folder(root, plan.arms[0], plan.seeds[0])  # the data says the same to every run
+    return recipe_part(root / "recipe.yaml", facts, _command(comparison), recipe.paper, notes=run_notes(first))
 
 
 def _command(comparison: Comparison) -> str:

@@ -18,7 +18,7 @@ body { margin: 0 auto; padding: 1.5rem 1rem 4rem; max-width: 62.5rem; background
   font: 16px/1.5 system-ui, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
 h1 { font-size: 1.05rem; font-weight: 600; color: var(--faint); margin: 0; }
 h2 { font-size: 1.15rem; margin: 2.4rem 0 .5rem; }
-p, ol { max-width: 46rem; }
+p, ol, ul { max-width: 46rem; }
 .verdict { font-size: 1.4rem; line-height: 1.35; font-weight: 650; margin: .3rem 0 1rem; max-width: none; }
 .gain { color: var(--good); } .loss { color: var(--bad); } .open { color: var(--open); }
 .faint { color: var(--faint); font-size: .9rem; }

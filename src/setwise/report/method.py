@@ -1,6 +1,7 @@
 """How a comparison was judged, in sentences that fit the comparison at hand."""
 
 from setwise.judge import Comparison
+from setwise.metrics import lower_is_better
 from setwise.metrics.judgement import TOLERANCE
 from setwise.report.wording import ADJUSTED, names_of
 
@@ -8,7 +9,7 @@ __all__ = ["how_judged"]
 
 
 def how_judged(comparison: Comparison) -> list[str]:
-    """Six sentences: what was estimated, against what, how, and when it is called a gain."""
+    """Six points: what was estimated, against what, how, and when it is called a gain."""
     primary = comparison.plan.recipe.primary
     name = names_of([primary])(primary)
     number = len(comparison.plan.seeds)
@@ -16,14 +17,21 @@ def how_judged(comparison: Comparison) -> list[str]:
         f"The question is what samples learned from each other: the difference related - control in {name}, the one "
         f"primary metric, fixed before the first run together with the number of seeds ({number}).",
         "The control has the parameters and the two streams of the related arm, but each of its samples may attend to "
-        "itself alone; related - plain also holds what the additional parameters and the second stream bring.",
+        "itself alone. By design its attention has no dropout and its query and key weights are not trained, because "
+        "attention to a single sample has one weight of one. related - plain also holds what the additional parameters "
+        "and the second stream bring.",
         _class_bias(comparison),
         _pairing(number),
-        "The p value of the primary metric stands as it is; those of all other metrics, pairs of arms and classes are "
-        "corrected together for their number (Holm), so that looking at many of them does not make a finding.",
-        "It is called a gain only if the primary interval lies above zero and many-shot accuracy is not worse by more "
-        f"than {100 * TOLERANCE:.1f} points.",
+        "The p value of the primary metric stands as it is; those of all other metrics and pairs of arms are corrected "
+        "together for their number (Holm), so that looking at many of them does not make a finding. Classes are a "
+        "family of their own, corrected apart from these.",
+        f"It is called a gain only if the primary interval lies {_gain(primary)} and many-shot accuracy is not worse "
+        f"by more than {100 * TOLERANCE:.1f} points.",
     ]
+
+
+def _gain(primary: str) -> str:
+    return "below zero (less is better)" if lower_is_better(primary) else "above zero"
 
 
 def _class_bias(comparison: Comparison) -> str:
@@ -45,5 +53,7 @@ def _pairing(number: int) -> str:
         return f"{shared}; one seed gives no interval, because it cannot tell an effect from the luck of a run."
     return (
         f"{shared}; their 95 % intervals come from a bootstrap over seeds and test images (over seeds alone "
-        "for what is no mean over images: calibration error, average precision)."
+        "for what is no mean over images: calibration error, average precision). p is the smallest level at which the "
+        "interval leaves zero out; where too few resamples lie beyond zero to count, it goes on along a tail of "
+        "Student's t fitted to them."
     )

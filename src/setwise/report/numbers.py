@@ -5,6 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from setwise.judge import Comparison, Difference
+from setwise.report.literature import reported_of
 
 __all__ = ["comparison_data"]
 
@@ -28,7 +29,7 @@ def comparison_data(comparison: Comparison) -> dict[str, Any]:
             "differences": [_difference(found) for found in comparison.others],
             "classes": [_difference(found) for found in comparison.classes],
             "curves": [asdict(curve) for curve in comparison.curves],
-            "reported": [asdict(number) for number in plan.recipe.reported],
+            "reported": [asdict(number) for number in reported_of(plan)],
             "seconds": comparison.seconds,
             "versions": comparison.versions,
             "commit": comparison.commit,

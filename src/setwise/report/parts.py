@@ -16,7 +16,7 @@ from setwise.report.markup import Html, details, element, image, linked, section
 from setwise.report.records import training_curves
 from setwise.report.wording import signed
 
-__all__ = ["command", "curves_part", "fold", "heat_table", "recipe_part", "verdict_part"]
+__all__ = ["NOT_SAID", "command", "curves_part", "flat", "fold", "heat_table", "recipe_part", "verdict_part"]
 
 SINGLE = {"seed": "seed", "num_seeds": "seeds", "primary": "primary"}
 """Fields outside the groups that are options of the command line, and what they are called there."""
@@ -77,8 +77,18 @@ def _heat_cell(value: float, largest: float, same: bool, difference: bool) -> Ht
     return element("td", shown, style=f"background: rgba(var({colour}), {strength:.2f})", **kind)
 
 
-def recipe_part(recipe_file: Path, facts: dict[str, str], again: str, paper: str) -> Html | None:
-    """The recipe as it ran, where and with what, and the command that makes it again."""
+def recipe_part(
+    recipe_file: Path, facts: dict[str, str], again: str, paper: str, *, notes: Sequence[str] = ()
+) -> Html | None:
+    """The recipe as it ran, where and with what, and the command that makes it again.
+
+    Args:
+        recipe_file: where it is written.
+        facts: what else there is to know, by name.
+        again: the command.
+        paper: what to cite.
+        notes: what the data had to say, in sentences.
+    """
     pairs = [element("dt", name) + element("dd", value) for name, value in facts.items()]
     return section(
         "Make it again",
@@ -86,6 +96,8 @@ def recipe_part(recipe_file: Path, facts: dict[str, str], again: str, paper: str
         element("dl", *map(Html, pairs)),
         element("p", "Cite: ", linked(paper)) if paper else None,
         details("The recipe", element("pre", recipe_file.read_text(encoding="utf-8"))),
+        element("p", "What the data had to say:") if notes else None,
+        element("ul", *(element("li", note) for note in notes)) if notes else None,
     )
 
 
@@ -102,7 +114,7 @@ def command(verb: str, recipe: Recipe, *, skip: Sequence[str] = ()) -> str:
     known = RECIPES.get(recipe.name)
     if known is None:
         return f"setwise {verb} recipe.yaml"
-    now, then = _flat(recipe), _flat(known)
+    now, then = flat(recipe), flat(known)
     told = []
     for field, value in now.items():
         if value == then[field] or field in (*NOT_SAID, *skip):
@@ -123,11 +135,16 @@ def _option(field: str, value: Any) -> list[str]:
     return [f"--{group}{'.' * bool(group)}{name}", *(shlex.quote(str(one)) for one in values)]
 
 
-def _flat(recipe: Recipe) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(recipe: Recipe) -> dict[str, Any]:
+    """The fields of a recipe by their paths.
+
+    >>> flat(RECIPES["digits-lt"])["trainer.epochs"]
+    60
+    """
+    fields: dict[str, Any] = {}
     for name, value in asdict(recipe).items():
         if isinstance(value, dict) and name != "smoke":
-            flat |= {f"{name}.{field}": inner for field, inner in value.items()}
+            fields |= {f"{name}.{field}": inner for field, inner in value.items()}
         else:
-            flat[name] = value
-    return flat
+            fields[name] = value
+    return fields

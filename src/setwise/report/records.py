@@ -4,6 +4,7 @@ Letters: ``K`` classes.
 """
 
 import csv
+import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import numpy as np
 from setwise.judge import Plan
 from setwise.run_folder import RunFolder, read_classes, read_lines
 
-__all__ = ["ClassRow", "Curves", "class_rows", "confusion", "training_curves", "tuning_log"]
+__all__ = ["ClassRow", "Curves", "class_rows", "confusion", "run_notes", "training_curves", "tuning_log"]
 
 Curves = dict[str, dict[int, float]]
 """Quantity -> epoch -> value."""
@@ -80,6 +81,12 @@ def confusion(folders: Iterable[Path], *, adjusted: bool) -> np.ndarray | None:
         images = counts.sum(1, keepdims=True)
         matrices.append(np.divide(counts, images, out=np.full_like(counts, np.nan), where=images > 0))
     return np.mean(matrices, axis=0) if matrices else None
+
+
+def run_notes(folder: Path) -> list[str]:
+    """What the data had to say in a run, in sentences; none where it said nothing."""
+    path = RunFolder(folder).environment
+    return list(json.loads(path.read_text(encoding="utf-8")).get("notes", [])) if path.is_file() else []
 
 
 def tuning_log(root: Path) -> list[dict[str, Any]]:

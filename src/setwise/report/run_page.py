@@ -6,7 +6,7 @@ from typing import Any
 from setwise.recipes import yaml_file
 from setwise.report.markup import Html, document, element, section, table
 from setwise.report.parts import command, curves_part, fold, heat_table, recipe_part, verdict_part
-from setwise.report.records import confusion
+from setwise.report.records import confusion, run_notes
 from setwise.report.wording import ADJUSTED, duration, names_of, percent
 from setwise.run_folder import RunFolder, read_classes, read_lines, write_whole
 
@@ -34,7 +34,7 @@ def write_run_report(root: Path) -> Path:
         _classes(classes),
         _confusion(folder, classes, adjusted=primary.startswith(ADJUSTED)),
         curves_part({line["variant"]: [folder.path]}, primary),
-        recipe_part(folder.recipe, _facts(line), command("train", recipe), recipe.paper),
+        recipe_part(folder.recipe, _facts(line), command("train", recipe), recipe.paper, notes=run_notes(folder.path)),
     )
     path = folder.path / "report.html"
     write_whole(path, page)

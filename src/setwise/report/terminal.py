@@ -10,9 +10,20 @@ from rich.table import Table
 from rich.text import Text
 
 from setwise.judge import Arm, Comparison, Difference
-from setwise.report.wording import ADJUSTED, interval, names_of, ordered, p_value, percent, points
+from setwise.report.literature import reported_lines
+from setwise.report.wording import (
+    ADJUSTED,
+    P_LEGEND,
+    direction,
+    interval,
+    names_of,
+    ordered,
+    p_value,
+    percent,
+    points,
+)
 
-__all__ = ["comparison_table", "kinds_of_neighbours", "reported_lines", "run_table"]
+__all__ = ["comparison_table", "kinds_of_neighbours", "run_table"]
 
 VERDICT_STYLES = {"gain": "bold green", "loss": "bold red"}
 OTHER_VERDICT = "bold yellow"
@@ -30,7 +41,7 @@ def comparison_table(comparison: Comparison) -> Group:
     head = Text.assemble((word, VERDICT_STYLES.get(verdict.word, OTHER_VERDICT)), f":{numbers}")
     parts: list[RenderableType] = [head, Text(), _MetricTable(comparison), _legend(comparison)]
     if kinds := kinds_of_neighbours(comparison):
-        parts += [Text(), _kinds_table(comparison, kinds)]
+        parts += [Text(), _kinds_table(comparison, kinds), Text(P_LEGEND, style="dim")]
     parts += [Text(line) for line in reported_lines(comparison)]
     return Group(*parts)
 
@@ -49,7 +60,7 @@ def _metric_table(comparison: Comparison, *, narrow: bool) -> Table:
     names, primary = names_of(ordered(comparison)), comparison.plan.recipe.primary
     table = _table()
     table.add_column("metric", overflow="fold")
-    for head in ("plain", "control", "related", "related -\ncontrol [95 %]", "p\n(Holm)", "related -\nplain [95 %]"):
+    for head in ("plain", "control", "related", "related -\ncontrol [95 %]", "p", "related -\nplain [95 %]"):
         table.add_column(Text(head), justify="right", no_wrap=True)
     for metric in ordered(comparison):
         first = comparison.find(metric, "related", "control")
@@ -67,14 +78,13 @@ def _metric_table(comparison: Comparison, *, narrow: bool) -> Table:
 def _legend(comparison: Comparison) -> Text:
     seeds = len(comparison.plan.seeds)
     lines = [
-        f"Percent, mean over {seeds} seed{'s' * (seeds > 1)}; differences in percentage points. The primary's p is its "
-        "own, the others' are corrected for their number."
+        f"Percent, mean over {seeds} seed{'s' * (seeds > 1)}; differences in percentage points.",
+        P_LEGEND,
     ]
     if any(metric.startswith(ADJUSTED) for metric in ordered(comparison)):
         lines.append("adjusted: class bias taken out first, at the strength that each arm's validation part prefers.")
-    if any(metric.endswith("ece") for metric in ordered(comparison)):
-        lines.append("Of the calibration error less is better.")
-    return Text(" ".join(lines), style="dim")
+    lines.append(direction(ordered(comparison)))
+    return Text(" ".join(lines).rstrip(), style="dim")
 
 
 def kinds_of_neighbours(comparison: Comparison) -> list[tuple[Arm, str, Difference]]:
@@ -97,19 +107,12 @@ def _kinds_table(comparison: Comparison, kinds: Sequence[tuple[Arm, str, Differe
     table.add_column("may attend to", min_width=11)
     table.add_column(names_of([primary])(primary), justify="right")
     table.add_column(Text("- control [95 %]"), justify="right", no_wrap=True)
-    table.add_column("p (Holm)", justify="right", no_wrap=True)
+    table.add_column("p", justify="right", no_wrap=True)
     for arm, kind, difference in kinds:
         mean = percent(_mean(comparison, arm.name, primary))
-        table.add_row(Text(kind), Text(mean), Text(_with_interval(difference)), Text(_p(difference)))
+        told = f"{kind} (primary)" if difference is comparison.primary else kind
+        table.add_row(Text(told), Text(mean), Text(_with_interval(difference)), Text(_p(difference)))
     return table
-
-
-def reported_lines(comparison: Comparison) -> list[str]:
-    """What the literature reports for this recipe, one line a number, with its source."""
-    return [
-        f"reported: {names_of([])(number.metric)}, {number.variant}: {percent(number.value)} ({number.source})"
-        for number in comparison.plan.recipe.reported
-    ]
 
 
 def run_table(metrics: Mapping[str, float], classes: Sequence[Mapping[str, Any]]) -> Group:

@@ -5,9 +5,22 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from setwise.judge import Comparison
-from setwise.metrics import Interval
+from setwise.metrics import Interval, lower_is_better
 
-__all__ = ["ADJUSTED", "Names", "duration", "interval", "names_of", "ordered", "p_value", "percent", "points", "signed"]
+__all__ = [
+    "ADJUSTED",
+    "P_LEGEND",
+    "Names",
+    "direction",
+    "duration",
+    "interval",
+    "names_of",
+    "ordered",
+    "p_value",
+    "percent",
+    "points",
+    "signed",
+]
 
 ADJUSTED = "adjusted_"
 NOTHING = "–"
@@ -23,6 +36,7 @@ NAMES = {
     "ece": "calibration error",
     "mean_average_precision": "mean average precision",
 }
+P_LEGEND = "p: the primary's (related - control) stands as it is, all others are corrected for their number (Holm)."
 ORDER = ("mean_average_precision", "balanced_accuracy", "accuracy", "many", "medium", "few", "ece")
 """Of the metrics of one kind: from the whole to its parts."""
 
@@ -48,6 +62,16 @@ class Names:
 def names_of(metrics: Iterable[str]) -> Names:
     """Names fit for these metrics."""
     return Names(both=any(metric.startswith(ADJUSTED) for metric in metrics))
+
+
+def direction(metrics: Iterable[str]) -> str:
+    """Which of the metrics are better when lower, in a sentence; nothing where none is.
+
+    >>> direction(["accuracy", "ece", "adjusted_ece"])
+    'Of calibration error less is better.'
+    """
+    less = [names_of([])(metric.removeprefix(ADJUSTED)) for metric in metrics if lower_is_better(metric)]
+    return f"Of {' and '.join(dict.fromkeys(less))} less is better." if less else ""
 
 
 def ordered(comparison: Comparison) -> list[str]:

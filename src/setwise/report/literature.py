@@ -1,0 +1,78 @@
+"""Numbers of the literature beside a comparison, where it ran the recipe that they belong to."""
+
+from typing import Any
+
+from setwise.judge import Comparison, Plan
+from setwise.recipes import RECIPES
+from setwise.recipes.schema import Reported
+from setwise.report.parts import NOT_SAID, flat
+from setwise.report.wording import names_of, percent
+
+__all__ = ["departures", "reported_lines", "reported_of"]
+
+OF_THE_ARMS = "relation."
+"""These fields make the arms of a comparison."""
+OF_THE_MACHINE = (
+    "seed",
+    "num_seeds",
+    "data.root",
+    "data.num_workers",
+    "data.cache",
+    "trainer.accelerator",
+    "trainer.logger",
+    "trainer.checkpoint_every",
+    "trainer.val_every",
+)
+"""Where and how often a recipe runs; what it is stays the same."""
+
+
+def reported_lines(comparison: Comparison) -> list[str]:
+    """What the literature reports for this recipe, one line a number, with its source.
+
+    One line says why, where the comparison ran another recipe than the one of its name; none where nothing is reported.
+    """
+    plan = comparison.plan
+    if plan.recipe.reported and not reported_of(plan):
+        if plan.recipe.name not in RECIPES:
+            return [f"reported numbers are left out: no recipe of setwise has the name {plan.recipe.name}"]
+        return [f"reported numbers are left out: this run differs from the recipe in {', '.join(departures(plan))}"]
+    return [
+        f"reported: {names_of([])(number.metric)}, {number.variant}: {percent(number.value)} ({number.source})"
+        for number in reported_of(plan)
+    ]
+
+
+def reported_of(plan: Plan) -> tuple[Reported, ...]:
+    """Numbers of the literature that may stand beside what the plan measures; none for another recipe than its name's.
+
+    >>> recipe = RECIPES["cifar100-lt"]
+    >>> short = recipe.override({"trainer.epochs": 30})
+    >>> len(reported_of(Plan(recipe, (), (0,)))), len(reported_of(Plan(short, (), (0,))))
+    (2, 0)
+    """
+    same = plan.recipe.name in RECIPES and not departures(plan)
+    return plan.recipe.reported if same else ()
+
+
+def departures(plan: Plan) -> list[str]:
+    """Fields ("group.field") in which a run of the plan differs from the recipe of its name, tuned ones among them.
+
+    Fields of the relation do not count, nor where and how often the recipe runs. Empty for a name that no recipe has.
+    """
+    known = RECIPES.get(plan.recipe.name)
+    if known is None:
+        return []
+    then = flat(known)
+    found = []
+    for field, value in flat(plan.recipe).items():
+        if field in (*NOT_SAID, *OF_THE_MACHINE) or field.startswith(OF_THE_ARMS):
+            continue
+        tuned = [_plain(arm.settings[field]) for arm in plan.arms if field in arm.settings]
+        if any(one != then[field] for one in (value, *tuned)):
+            found.append(field)
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """A setting read from JSON, which has lists for tuples."""
+    return tuple(value) if isinstance(value, list) else value
