@@ -90,6 +90,10 @@ def test_data_says_where_a_data_set_comes_from(recipe, capsys, tmp_path):
         (["export", "missing"], "is no run folder"),
         (["report", "missing"], "is no run folder"),
         (["compare", "digits-lt", "--resume"], "needs the folder"),
+        (["compare", "digits-lt", "--seeds", "0"], "at least one seed"),
+        (["compare", "digits-lt", "--workers", "-1"], "`workers` must be at least 1"),
+        (["train", "digits-lt", "--trainer.epochs", "-1"], "`trainer.epochs` must be at least 1"),
+        (["data", "imagefolder"], "did you mean 'image-folder'"),
         (["compare", "digits-lt", "--tune", "lr"], "takes group.field=value"),
         (["compare", "digits-lt", "--tune", "optimizer.lrr=1"], "did you mean 'lr'"),
         (["compare", "missing", "--resume"], "There is no recipe 'missing'"),
@@ -115,11 +119,11 @@ def test_hyphen_and_underscore_are_the_same(tmp_path):
 
 
 def test_switches_take_a_value_too(tmp_path):
-    for number, value in enumerate((["true"], ["False"], [])):
-        out = str(tmp_path / str(number))
-        assert main(["train", "digits-lt", "--out", out, *TINY, "--relation.relate-at-test", *value]) == 0
-    texts = [(tmp_path / name / "recipe.yaml").read_text() for name in "012"]
-    assert ["relate_at_test: true" in text for text in texts] == [True, False, True]
+    option = "--relation.relate-at-test"
+    for number, value in enumerate(([option, "true"], [option, "False"], [option], [f"{option}=true"])):
+        assert main(["train", "digits-lt", "--out", str(tmp_path / str(number)), *TINY, *value]) == 0
+    texts = [(tmp_path / name / "recipe.yaml").read_text() for name in "0123"]
+    assert ["relate_at_test: true" in text for text in texts] == [True, False, True, True]
 
 
 def test_runs_go_to_a_folder_of_their_own(tmp_path, monkeypatch):
@@ -148,8 +152,11 @@ def test_resume_finds_the_latest_unfinished_run(tmp_path, monkeypatch, capsys):
     assert "no unfinished run" in capsys.readouterr().err
     assert main(["train", "digits-lt", *TINY]) == 0
     (tmp_path / "runs" / "digits-lt" / "results.jsonl").unlink()
+    other = tmp_path / "runs" / "digits-lt-of-somebody"
+    other.mkdir()
+    (other / "recipe.yaml").write_text("name: else\n")
     assert main(["train", "digits-lt", "--resume", *TINY]) == 0
-    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["digits-lt"]
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["digits-lt", "digits-lt-of-somebody"]
 
 
 def test_test_prints_the_metrics_again(trained, capsys):
@@ -233,6 +240,7 @@ def test_compare_prints_the_verdict_and_where_the_report_is(tmp_path, capsys):
     assert (out / "report.html").is_file()
     assert (out / "comparison.png").is_file()
     assert main(["compare", "digits-lt", "--out", str(out), *TINY]) == 1  # never overwrites
+    assert main(["compare", str(out), "--resume", "--seeds", "5"]) == 2  # the plan stands
     assert main(["compare", str(out), "--resume"]) == 0
     assert main(["report", str(out)]) == 0
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from setwise.compare import TUNING_SEED, compare, make_plan
-from setwise.errors import RunError, UnknownName
+from setwise.errors import InvalidInput, RunError, UnknownName
 from setwise.judge import judge, read_plan, write_plan
 from setwise.recipes import RECIPES
 from setwise.run_folder import RunFolder, read_lines
@@ -85,6 +85,12 @@ def test_a_broken_comparison_is_finished_and_gives_the_same_lines(compared, tmp_
     assert metrics[0] == metrics[1]
 
 
+@pytest.mark.parametrize("name", ["relation.attend", "relation.name", "data.imbalance_factor", "data.root", "seed"])
+def test_what_would_make_the_arms_incomparable_is_not_tuned(name):
+    with pytest.raises(InvalidInput, match="cannot be tuned"):
+        make_plan(TINY, tune={name: [1, 2]})
+
+
 def test_tuning_gives_every_arm_the_same_grid_on_seeds_of_its_own(tmp_path):
     plan = make_plan(TINY.override({"num_seeds": 1}), tune={"optimizer.lr": [0.1, 1e-6]})
     said = []
@@ -101,6 +107,30 @@ def test_tuning_gives_every_arm_the_same_grid_on_seeds_of_its_own(tmp_path):
     seeds = {read_lines(path)[-1]["seed"] for path in (tmp_path / "tuning").rglob("results.jsonl")}
     assert seeds == {TUNING_SEED}
     assert judge(tmp_path).verdict.word == "undecided"  # one seed
+
+
+def test_no_setting_undoes_what_makes_a_control(tmp_path):
+    plan = make_plan(TINY.override({"num_seeds": 1}), tune={"relation.attention_dropout": [0.1, 0.2]})
+    compare(plan, tmp_path, workers=1)
+    for path in (tmp_path / "tuning" / "control").rglob("recipe.yaml"):
+        assert "attention_dropout: 0.0" in path.read_text()
+        assert "attend: self" in path.read_text()
+
+
+def test_tuning_on_an_error_prefers_the_smaller_one(tmp_path):
+    plan = make_plan(TINY.override({"num_seeds": 1, "primary": "ece"}), tune={"optimizer.lr": [0.1, 0.01]})
+    compare(plan, tmp_path, workers=1)
+    log = read_lines(tmp_path / "tuning.jsonl")
+    for arm in read_plan(tmp_path).arms:
+        scores = {line["setting"]["optimizer.lr"]: line["validation"] for line in log if line["arm"] == arm.name}
+        assert arm.settings["optimizer.lr"] == min(scores, key=scores.get)
+
+
+def test_a_refused_comparison_leaves_nothing(tmp_path):
+    plan = make_plan(TINY.override({"criterion.name": "crossentropy"}))
+    with pytest.raises(UnknownName, match="did you mean 'cross-entropy'"):
+        compare(plan, tmp_path / "out", workers=2)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_failing_run_keeps_the_others_and_says_so(tmp_path):
@@ -131,6 +161,7 @@ def test_what_the_data_has_to_say_is_said_once(tmp_path, workers):
         (TINY.as_variant("plain"), (), RunError, "needs a related recipe"),
         (TINY, ("self",), RunError, "is the control"),
         (TINY, ("same-clas",), UnknownName, "did you mean 'same-class'"),
+        (TINY.override({"num_seeds": 0}), (), InvalidInput, "at least one seed"),
     ],
 )
 def test_a_plan_without_sense_is_refused(recipe, attend, error, message):

@@ -47,6 +47,7 @@ class TestContract:
             task = build_task(
                 recipe,
                 counts=torch.arange(100, 0, -1, device="cpu"),
+                group_counts=torch.arange(100, 0, -1, device="cpu"),
                 class_names=tuple(f"class {k}" for k in range(100)),
                 in_chans=1 if recipe.data.name == "digits-lt" else 3,
                 image_size=size,
@@ -100,6 +101,10 @@ def test_listing_recipes_imports_no_torch():
         ("data: [", "not a YAML file"),
         ("optimizer:\n  milestones: 3\n", r"`optimizer\.milestones` must be a list"),
         ("data:\n  multi_label: 1\n", r"`data\.multi_label` must be of type bool"),
+        ("backbone:\n  options: 3\n", r"`backbone\.options` must be a block of names and values"),
+        ("reported:\n- metric: accuracy\n", r"`reported\[0\]` is not whole: .*variant"),
+        ("name: ../elsewhere\n", "`name` names folders"),
+        ("trainer:\n  devices: 2\n", r"mine\.yaml: There is no field of `trainer` 'devices'"),
     ],
 )
 def test_a_wrong_recipe_file_is_one_sentence(tmp_path, text, message):
@@ -107,6 +112,11 @@ def test_a_wrong_recipe_file_is_one_sentence(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises((InvalidInput, UnknownName), match=message):
         yaml_file.read(path)
+
+
+def test_a_plain_recipe_has_no_control():
+    with pytest.raises(InvalidInput, match="has no relation"):
+        RECIPES["digits-lt"].as_variant("plain").as_variant("control")
 
 
 def test_a_short_recipe_file_keeps_the_defaults(tmp_path):

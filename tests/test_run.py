@@ -7,15 +7,17 @@ import subprocess
 import sys
 import time
 
+import fakes
 import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
+from PIL import Image
 from safetensors.torch import load_file
 
 from setwise import run
 from setwise.build import build_data, build_loader
-from setwise.errors import MissingFile, RunError
+from setwise.errors import DataError, MissingFile, RunError
 from setwise.metrics import TAUS, classification_metrics
 from setwise.recipes import RECIPES
 from setwise.run_folder import RunFolder, fresh_folder, read_classes
@@ -160,6 +162,75 @@ def test_selection_keeps_the_weights_that_validation_prefers(tmp_path, select):
     scores = [float(row.split(",")[column]) for row in rows[1:] if row.split(",")[column]]
     with np.load(folder.predictions) as saved:
         assert float(saved[f"val_{recipe.primary}"]) == pytest.approx(max(scores))
+
+
+def test_a_run_that_ends_before_its_first_validation_keeps_its_last_weights(tmp_path):
+    said = []
+    recipe = TINY.override({"trainer.select": "best", "trainer.max_steps": 2})
+    run.fit(recipe, tmp_path / "run", progress=False, say=said.append)
+    assert "Training ended before its first validation, so the last weights are kept." in said
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ({"trainer.precision": "fp99"}, "Lightning cannot be set up"),
+        ({"trainer.logger": ("CometLogger",)}, "Lightning cannot be set up"),
+        ({"trainer.accelerator": "gpu"}, "Lightning cannot be set up"),
+        ({"criterion.name": "crossentropy"}, "did you mean 'cross-entropy'"),
+    ],
+)
+def test_a_refused_run_leaves_no_folder(tmp_path, override, message):
+    if "gpu" in override.values() and torch.cuda.is_available():
+        pytest.skip("there is a GPU, so it is not refused")
+    with pytest.raises(ValueError, match=message):
+        fit(TINY.override(override), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_images_that_are_no_squares_need_a_size(tmp_path):
+    for label in "ab":
+        (tmp_path / "data" / label).mkdir(parents=True)
+        for number in range(12):
+            Image.new("RGB", (24, 16), (number * 9, 40, 90)).save(tmp_path / "data" / label / f"{number}.png")
+    recipe = RECIPES["image-folder"]
+    recipe = recipe.override(recipe.smoke | {"data.root": str(tmp_path / "data"), "data.image_size": None})
+    with pytest.raises(DataError, match=r"24 x 16 pixels: name a square with --data\.image-size"):
+        fit(recipe, tmp_path / "run")
+
+
+def test_a_part_without_images_is_noticed_before_training(tmp_path):
+    for label in "ab":
+        (tmp_path / "data" / label).mkdir(parents=True)
+        Image.new("RGB", (32, 32)).save(tmp_path / "data" / label / "only.png")
+    recipe = RECIPES["image-folder"]
+    recipe = recipe.override(recipe.smoke | {"data.root": str(tmp_path / "data")})
+    with pytest.raises(DataError, match="No image is left for the val part"):
+        fit(recipe, tmp_path / "run")
+
+
+def test_unreadable_images_of_every_part_are_counted(tmp_path):
+    options = fakes.write("image-folder", tmp_path / "data", "train-val-test")
+    for part in ("train", "test"):
+        next((tmp_path / "data" / part / "bee").glob("*.png")).write_bytes(b"broken")
+    recipe = RECIPES["image-folder"]
+    recipe = recipe.override(recipe.smoke | {f"data.{name}": value for name, value in options.items()})
+    lazy = {"data.cache": "files", "data.on_error": "skip", "data.num_workers": 0, "trainer.max_steps": None}
+    said = []
+    run.fit(recipe.override(lazy | {"data.augment": "none"}), tmp_path / "run", progress=False, say=said.append)
+    assert [s.split(",")[0] for s in said if "skipped: 1" in s] == [
+        "Unreadable images of train",
+        "Unreadable images of test",
+    ]
+    assert json.loads((tmp_path / "run" / "environment.json").read_text())["notes"][-1] == said[-1]
+
+
+def test_a_transductive_evaluation_is_the_same_whatever_order_the_files_have(tmp_path):
+    recipe = TINY.override({"relation.relate_at_test": True, "trainer.epochs": 1})
+    line = fit(recipe, tmp_path / "run")
+    with np.load(tmp_path / "run" / "predictions.npz") as saved:
+        assert (saved["index"] == np.arange(len(saved["index"]))).all()
+    assert run.evaluate(tmp_path / "run")[0] == line["metrics"]
 
 
 def test_weights_of_ones_own_start_a_run(finished, tmp_path, capsys):

@@ -22,7 +22,7 @@ from setwise.models import create_backbone, create_head, feature_dim, load_weigh
 from setwise.nn import BatchFormer
 from setwise.nn.attend import fix_query_and_key, make_uniform
 from setwise.optim import lr_factor, make_optimizer
-from setwise.recipes.schema import Data, Recipe
+from setwise.recipes import Recipe, schema
 from setwise.tasks import TASKS, Classification
 from setwise.tasks.classification import OptimizerFactory
 
@@ -42,7 +42,7 @@ def build_data(recipe: Recipe) -> Splits:
     """
     dataset = choose(recipe.data.name, DATASETS, "data set")
     takes = inspect.signature(dataset.load).parameters
-    default, options = Data(), {}
+    default, options = schema.Data(), {}
     for field, value in vars(recipe.data).items():
         if field in takes:
             if value is not None:
@@ -56,7 +56,9 @@ def build_data(recipe: Recipe) -> Splits:
 
 
 def build_loader(recipe: Recipe, splits: Splits, part: str) -> Loader:
-    """The batches of one part: ``train`` shuffled and augmented, ``val`` and ``test`` in order.
+    """The batches of one part: ``train`` shuffled and augmented, the others as they are.
+
+    They come in order, or mixed where predictions depend on the batch (``relation.relate_at_test``).
 
     Args:
         recipe: names augmentation, mixing, batch size and image size.
@@ -76,6 +78,7 @@ def build_loader(recipe: Recipe, splits: Splits, part: str) -> Loader:
         mixup=data.mixup,
         cutmix=data.cutmix,
         num_classes=len(splits.class_names),
+        mixed=recipe.relation.relate_at_test,  # predictions depend on the batch, which must not be all of one class
         on_error=data.on_error,
     )
 
@@ -84,6 +87,7 @@ def build_task(
     recipe: Recipe,
     *,
     counts: torch.Tensor,
+    group_counts: torch.Tensor,
     class_names: tuple[str, ...],
     in_chans: int,
     image_size: int,
@@ -94,13 +98,14 @@ def build_task(
     Args:
         recipe: what to build.
         counts: training images per class ``[K]``.
+        group_counts: the same before validation was held out ``[K]``; what many-, medium- and few-shot are defined on.
         class_names: their names, in label order.
         in_chans: channels of the images.
         image_size: side of the images in pixels, for backbones whose size is fixed when they are built.
         say: told which of one's own weights did not load.
     """
     task = choose(recipe.task, TASKS, "task")
-    _check_labels(recipe)
+    _check(recipe)
     backbone, dim = _backbone(recipe, in_chans=in_chans, image_size=image_size, say=say)
     with _drawn_from(recipe.seed, "head"):
         head = create_head(recipe.head.name, dim, len(class_names), scale=recipe.head.scale)
@@ -112,7 +117,7 @@ def build_task(
         _relation(recipe, dim),
         optimizer=_optimizer(recipe),
         counts=counts,
-        groups=groups(counts, many=recipe.groups.many, few=recipe.groups.few),
+        groups=groups(group_counts, many=recipe.groups.many, few=recipe.groups.few),
         attend=recipe.relation.attend,
         related_weight=recipe.relation.related_weight,
         relate_at_test=recipe.relation.relate_at_test,
@@ -121,13 +126,33 @@ def build_task(
     )
 
 
-def _check_labels(recipe: Recipe) -> None:
-    """Cross-entropy takes rows of zeros and ones without complaint, and trains something else."""
-    if recipe.data.multi_label and recipe.criterion.name != "binary-cross-entropy":
+def _check(recipe: Recipe) -> None:
+    """Refuse what would run, and be something else than it looks like."""
+    data, relation = recipe.data, recipe.relation
+    at_least = {"trainer.epochs": 1, "trainer.val_every": 1, "trainer.checkpoint_every": 1, "trainer.patience": 1}
+    at_least |= {"trainer.max_steps": 1, "relation.related_weight": 0, "num_seeds": 1, "data.batch_size": 1}
+    for path, smallest in at_least.items():
+        group, _, name = path.rpartition(".")
+        value = getattr(getattr(recipe, group) if group else recipe, name)
+        if value is not None and value < smallest:
+            raise InvalidInput(f"`{path}` must be at least {smallest}, but it is {value}.")
+    if data.multi_label and recipe.criterion.name != "binary-cross-entropy":  # the others take rows of ones and zeros
         raise InvalidInput(
             f"Images with several labels (data.multi_label) need --criterion.name binary-cross-entropy and --primary "
             f"mean_average_precision, but the criterion is {recipe.criterion.name}."
         )
+    if relation.relate_at_test and relation.attend in ("same-class", "other-class", "shuffled"):
+        raise InvalidInput(
+            f"`relation.attend` {relation.attend} chooses neighbours by their labels, which a test has not: it cannot "
+            "go with relation.relate_at_test."
+        )
+    if recipe.trainer.select != "last" and recipe.trainer.epochs < recipe.trainer.val_every:
+        raise InvalidInput(
+            f"`trainer.select` {recipe.trainer.select} needs validation, but there is none in {recipe.trainer.epochs} "
+            f"epochs with --trainer.val-every {recipe.trainer.val_every}."
+        )
+    if recipe.head.name == "linear" and recipe.head.scale != schema.Head().scale:
+        raise InvalidInput(f"`head.scale` ({recipe.head.scale}) is the cosine head's: add --head.name cosine.")
 
 
 def _backbone(recipe: Recipe, *, in_chans: int, image_size: int, say: Say) -> tuple[nn.Module, int]:
@@ -174,8 +199,8 @@ def _criterion(recipe: Recipe, counts: torch.Tensor, class_names: tuple[str, ...
         "gamma": part.gamma,
     }
     takes = inspect.signature(criterion).parameters  # type: ignore[arg-type]
-    for name, default in {"label_smoothing": 0.0, "class_weights": "none", "reweight_epoch": None}.items():
-        if name not in takes and getattr(part, name) != default:
+    for name, default in vars(schema.Criterion()).items():
+        if name not in (*takes, "name") and getattr(part, name) != default:
             raise InvalidInput(f"Criterion {part.name!r} has no option `criterion.{name}` ({getattr(part, name)!r}).")
     arguments: dict[str, Any] = {name: value for name, value in available.items() if name in takes}
     return criterion(**arguments)

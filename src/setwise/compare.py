@@ -18,17 +18,36 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from setwise.data.images import num_cores
-from setwise.errors import RunError, choose
+from setwise.errors import InvalidInput, RunError, choose
 from setwise.judge import Arm, Plan, read_plan, write_plan
+from setwise.metrics import lower_is_better
 from setwise.nn.attend import ATTEND
 from setwise.recipes import Recipe
-from setwise.run import fit
+from setwise.run import fit, rehearse
 from setwise.run_folder import RunFolder, read_lines, write_whole
 
 __all__ = ["Progress", "compare", "make_plan"]
 
 TUNING_SEED = 100_000
 """Tuning runs have seeds of their own, so that no seed of the comparison has been chosen for."""
+
+TUNABLE_GROUPS = ("optimizer.", "criterion.", "head.")
+TUNABLE = (
+    "data.augment",
+    "data.batch_size",
+    "data.cutmix",
+    "data.mixup",
+    "relation.attention_dropout",
+    "relation.dropout",
+    "relation.lr_multiplier",
+    "relation.mlp_ratio",
+    "relation.num_heads",
+    "relation.num_layers",
+    "relation.related_weight",
+    "relation.weight_decay",
+    "trainer.epochs",
+    "trainer.gradient_clip",
+)
 
 Say = Callable[[str], None]
 Progress = Callable[[str, float], None]
@@ -53,6 +72,7 @@ def make_plan(recipe: Recipe, *, attend: Sequence[str] = (), tune: Mapping[str, 
 
     Raises:
         UnknownName: if there is no such kind of neighbour.
+        InvalidInput: if there is no seed, or a field is to be tuned that would make the arms incomparable.
         RunError: if the recipe has no relation to compare.
     """
     if recipe.variant != "related":
@@ -65,6 +85,14 @@ def make_plan(recipe: Recipe, *, attend: Sequence[str] = (), tune: Mapping[str, 
     if "self" in attend:
         raise RunError("--attend self is the control, which every comparison runs anyway; name other kinds.")
     kinds = tuple(dict.fromkeys(attend)) or (recipe.relation.attend,)
+    if recipe.num_seeds < 1:
+        raise InvalidInput(f"A comparison needs at least one seed, but `num_seeds` is {recipe.num_seeds}.")
+    for name in tune or ():
+        if not name.startswith(TUNABLE_GROUPS) and name not in TUNABLE:
+            raise InvalidInput(
+                f"`{name}` cannot be tuned: an arm may differ from the others in how it learns, not in what it learns "
+                f"from. Fields: {', '.join(f'{group}*' for group in TUNABLE_GROUPS)}, {', '.join(TUNABLE)}."
+            )
     recipe = recipe.override({"relation.attend": kinds[0]})
     arms = [Arm("plain", "plain", {}), Arm("control", "control", {}), Arm("related", "related", {})]
     arms += [Arm(f"related-{kind}", "related", {"relation.attend": kind}) for kind in kinds[1:]]
@@ -96,9 +124,12 @@ def compare(
         RunError: if runs failed; the others are complete and ``--resume`` continues.
     """
     root = Path(root)
-    if plan is None:
-        plan = read_plan(root)
-    else:
+    if workers is not None and workers < 1:
+        raise InvalidInput(f"`workers` must be at least 1, but it is {workers}.")
+    begun = plan is None
+    plan = plan or read_plan(root)
+    rehearse(_recipe(plan, plan.arms[-1], plan.seeds[0]), say=say)
+    if not begun:
         _start(plan, root)
     progress = progress or _silent
     settings, runs = math.prod(map(len, plan.tune.values())) * bool(plan.tune), len(plan.seeds)
@@ -109,7 +140,7 @@ def compare(
         for seed in plan.seeds
         for arm in plan.arms
     ]
-    _work(jobs, workers, lambda name, done: progress(name, tuning + done * (1 - tuning)), say)
+    _work(jobs, workers, lambda name, done: progress(name, tuning + done * (1 - tuning)))
     lines = [read_lines(RunFolder(job.folder).results)[-1] for job in jobs]
     for line, (_, arm) in zip(lines, itertools.product(plan.seeds, plan.arms), strict=True):
         line["recipe"] += "".join(f" --{name} {value}" for name, value in arm.settings.items())
@@ -128,6 +159,7 @@ def _start(plan: Plan, root: Path) -> None:
 
 
 def _recipe(plan: Plan, arm: Arm, seed: int) -> Recipe:
+    """The recipe of one run; the variant is made last, so that no setting can undo what makes it a control."""
     return plan.recipe.override(arm.settings).as_variant(arm.variant).override({"seed": seed})  # type: ignore[arg-type]
 
 
@@ -141,17 +173,17 @@ def _tune(plan: Plan, root: Path, workers: int | None, progress: Progress, say: 
         arm.name: [
             _Job(
                 f"tuning {arm.name}, setting {number + 1} of {len(grid)}",
-                _recipe(plan, arm, TUNING_SEED).override(setting),
+                _recipe(plan, replace(arm, settings=arm.settings | setting), TUNING_SEED),
                 root / "tuning" / arm.name / f"setting-{number}",
             )
             for number, setting in enumerate(grid)
         ]
         for arm in plan.arms
     }
-    _work([job for jobs in trials.values() for job in jobs], workers, progress, say)
+    _work([job for jobs in trials.values() for job in jobs], workers, progress)
     for arm in plan.arms:
         scores = [_validation(job) for job in trials[arm.name]]
-        best = grid[int(np.argmax(scores))]
+        best = grid[int(np.argmin(scores) if lower_is_better(plan.recipe.primary) else np.argmax(scores))]
         log += [{"arm": arm.name, "setting": s, "validation": v} for s, v in zip(grid, scores, strict=True)]
         say(f"{arm.name}: of {len(grid)} settings validation prefers {best}")
         tuned.append(replace(arm, settings=arm.settings | best))
@@ -170,11 +202,8 @@ def _silent(name: str, done: float) -> None:
     pass
 
 
-def _work(jobs: Sequence[_Job], workers: int | None, progress: Progress, say: Say) -> None:
-    """Run all jobs that are not complete; those already begun continue from their checkpoints.
-
-    What a run has to say (what was held out, what was skipped) is said for the first one: the others say the same.
-    """
+def _work(jobs: Sequence[_Job], workers: int | None, progress: Progress) -> None:
+    """Run all jobs that are not complete; those already begun continue from their checkpoints."""
     todo = [job for job in jobs if not RunFolder(job.folder).complete]
     if not todo:
         return
@@ -184,10 +213,10 @@ def _work(jobs: Sequence[_Job], workers: int | None, progress: Progress, say: Sa
     if workers == 1:
         for number, job in enumerate(todo):
             base = (finished + number) * share
-            _train(job, _EpochReport(job.name, partial(_move, progress, base, share)), _mute if number else say)
+            _train(job, _EpochReport(job.name, partial(_move, progress, base, share)))
             progress(job.name, base + share)
         return
-    _work_in_parallel(todo, workers, _Share(finished, share), progress, say)
+    _work_in_parallel(todo, workers, _Share(finished, share), progress)
 
 
 def _move(progress: Progress, base: float, share: float, name: str, part: float) -> None:
@@ -202,7 +231,7 @@ class _Share:
     of_one: float
 
 
-def _work_in_parallel(todo: Sequence[_Job], workers: int, share: _Share, progress: Progress, say: Say) -> None:
+def _work_in_parallel(todo: Sequence[_Job], workers: int, share: _Share, progress: Progress) -> None:
     context = multiprocessing.get_context("spawn")  # a forked child would inherit torch's threads in any state
     messages = context.Queue()
     threads = max(1, num_cores() // workers)
@@ -210,17 +239,12 @@ def _work_in_parallel(todo: Sequence[_Job], workers: int, share: _Share, progres
     failed: dict[str, BaseException] = {}
     with ProcessPoolExecutor(workers, context, _start_worker, (messages, threads)) as pool:
         try:
-            futures: dict[Future[None], str] = {
-                pool.submit(_train_in_worker, job, job is todo[0]): job.name for job in todo
-            }
+            futures: dict[Future[None], str] = {pool.submit(_train_in_worker, job): job.name for job in todo}
             pending = set(futures)
             while pending:
                 done, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
-                for name, what in [*_drain(messages), *((futures[future], 1.0) for future in done)]:
-                    if isinstance(what, str):
-                        say(what)
-                        continue
-                    parts[name] = max(parts[name], what)
+                for name, part in [*_drain(messages), *((futures[future], 1.0) for future in done)]:
+                    parts[name] = max(parts[name], part)
                     progress(name, (share.finished + sum(parts.values())) * share.of_one)
                 failed |= {futures[future]: error for future in done if (error := future.exception()) is not None}
         except KeyboardInterrupt:
@@ -244,7 +268,7 @@ def _raise_failures(failed: Mapping[str, BaseException], number: int) -> None:
     ) from error
 
 
-def _drain(messages: "multiprocessing.Queue[tuple[str, float | str]]") -> Iterator[tuple[str, float | str]]:
+def _drain(messages: "multiprocessing.Queue[tuple[str, float]]") -> Iterator[tuple[str, float]]:
     while True:
         try:
             yield messages.get_nowait()
@@ -269,12 +293,12 @@ class _EpochReport(Callback):
         self.tell(self.name, (trainer.current_epoch + 1) / (trainer.max_epochs + 1))
 
 
-def _train(job: _Job, report: _EpochReport, say: Say) -> None:
-    fit(job.recipe, job.folder, resume=True, progress=False, say=say, callbacks=(report,))
+def _train(job: _Job, report: _EpochReport) -> None:
+    fit(job.recipe, job.folder, resume=True, progress=False, say=_mute, callbacks=(report,))
 
 
 def _mute(sentence: str) -> None:
-    pass
+    """What a run has to say was said once, at the rehearsal."""
 
 
 _messages: Any = None
@@ -286,10 +310,5 @@ def _start_worker(messages: Any, threads: int) -> None:
     torch.set_num_threads(threads)
 
 
-def _train_in_worker(job: _Job, speaks: bool) -> None:
-    report = _EpochReport(job.name, lambda name, part: _messages.put((name, part)))
-    _train(job, report, partial(_send, job.name) if speaks else _mute)
-
-
-def _send(name: str, sentence: str) -> None:
-    _messages.put((name, sentence))
+def _train_in_worker(job: _Job) -> None:
+    _train(job, _EpochReport(job.name, lambda name, part: _messages.put((name, part))))

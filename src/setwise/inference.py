@@ -9,7 +9,7 @@ from typing import TextIO
 
 import torch
 
-from setwise.data import Split, make_loader
+from setwise.data import IMAGE_EXTENSIONS, Split, make_loader
 from setwise.data.images import ImageFiles, StackedImages, decode
 from setwise.data.transforms import to_grey
 from setwise.errors import InvalidInput, MissingFile, RunError
@@ -18,8 +18,6 @@ from setwise.run import load_run
 from setwise.scoring import Model, scores_of
 
 __all__ = ["Prediction", "find_images", "predict", "write_csv"]
-
-EXTENSIONS = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
 
 
 @dataclass(frozen=True)
@@ -43,14 +41,15 @@ def find_images(inputs: Sequence[Path]) -> list[Path]:
     found: list[Path] = []
     for path in inputs:
         if path.is_dir():
-            found += sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS and not p.name.startswith("."))
+            shown = (p for p in path.rglob("*") if not p.name.startswith("."))
+            found += sorted(p for p in shown if p.suffix.lower() in IMAGE_EXTENSIONS)
         elif path.is_file():
             found.append(path)
         else:
             raise MissingFile(f"There is no image or folder {path}.")
     if not found:
         raise InvalidInput(
-            f"There is no image in {', '.join(map(str, inputs))} (looked for {', '.join(sorted(EXTENSIONS))})."
+            f"There is no image in {', '.join(map(str, inputs))} (looked for {', '.join(IMAGE_EXTENSIONS)})."
         )
     return found
 
@@ -74,6 +73,8 @@ def predict(
         DataError: naming the images that cannot be read.
     """
     recipe, task, model = load_run(run)
+    if adjusted and task.multi_label:
+        raise InvalidInput("--adjusted corrects class bias where one class excludes another; here it does not.")
     paths = find_images(inputs)
     split = _as_split(paths, model)
     loader = make_loader(
@@ -85,6 +86,7 @@ def predict(
         seed=recipe.seed,
         train=False,
         num_classes=len(model.class_names),
+        way_out="Repair it or leave it out.",
     )
     scores = scores_of(task, loader)["scores"]
     if adjusted:

@@ -4,25 +4,28 @@ import json
 import logging
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import loggers
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from safetensors.torch import load_file, save_file
 
 from setwise.build import build_data, build_loader, build_task
-from setwise.errors import InvalidInput, RunError, choose
+from setwise.data import Loader
+from setwise.errors import DataError, InvalidInput, RunError, SetwiseError, choose
+from setwise.metrics import lower_is_better
 from setwise.recipes import Recipe, yaml_file
 from setwise.run_folder import RunFolder, commit, read_lines, versions, write_whole
 from setwise.scoring import Model, class_table, scores_of, write_results
 from setwise.tasks import Classification
 
-__all__ = ["evaluate", "fit", "load_run", "make_trainer"]
+__all__ = ["evaluate", "fit", "load_run", "make_trainer", "rehearse"]
 
 Say = Callable[[str], None]
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "bad_alloc")
@@ -60,27 +63,58 @@ def fit(
         say(f"{folder.path} is complete already; nothing to do.")
         return read_lines(folder.results)[-1]
     start = time.perf_counter()
-    _quiet()
-    splits = build_data(recipe)
-    for note in splits.notes:
-        say(note)
-    model = Model.of(splits)
-    task = _task(recipe, model, say)
-    choose(recipe.primary, task.metric_names, "metric (primary)")
-    loaders = {part: build_loader(recipe, splits, part) for part in ("train", "val", "test")}
-    _write_head(folder, recipe)
+    model, task, loaders, notes = _build(recipe, say)
     trainer = make_trainer(recipe, folder, progress=progress, callbacks=callbacks)
+    _write_head(folder, recipe, notes)
     with _explained(recipe):
         last = folder.last if folder.last.is_file() else None
         trainer.fit(task, loaders["train"], loaders["val"], ckpt_path=last, weights_only=True)
         if recipe.trainer.select != "last":
-            task.load_state_dict(torch.load(folder.best, "cpu", weights_only=True)["state_dict"])
+            _load_best(task, folder, say)
         task.to(trainer.strategy.root_device)  # from which Lightning has taken it
         val, test = scores_of(task, loaders["val"]), scores_of(task, loaders["test"])
-    if skipped := loaders["train"].skipped:
-        say(f"Unreadable training images, skipped: {len(skipped)}; the first: {skipped[0]}.")
+    for part, loader in loaders.items():
+        if loader.skipped:
+            notes += (f"Unreadable images of {part}, skipped: {len(loader.skipped)}; the first: {loader.skipped[0]}.",)
+            say(notes[-1])
+    _write_environment(folder, notes)
     save_file({name: tensor.contiguous() for name, tensor in task.cpu().state_dict().items()}, folder.weights)
     return write_results(recipe, folder, task, model, val=val, test=test, seconds=time.perf_counter() - start)
+
+
+def rehearse(recipe: Recipe, *, say: Say = print) -> None:
+    """Build everything that a run of ``recipe`` needs and write nothing, so that what is wrong with it is said before.
+
+    Raises:
+        SetwiseError: what :func:`fit` would raise before its first step.
+    """
+    _build(recipe, say)
+    make_trainer(recipe, RunFolder("unused"), progress=False)
+
+
+def _build(recipe: Recipe, say: Say) -> tuple[Model, Classification, dict[str, Loader], tuple[str, ...]]:
+    _quiet()
+    splits = build_data(recipe)
+    for note in splits.notes:
+        say(note)
+    for part in ("val", "test"):
+        if not len(getattr(splits, part)):
+            raise DataError(
+                f"No image is left for the {part} part of {recipe.data.name}: bring more images or a part of its own, "
+                "or raise --data.val-fraction."
+            )
+    model = Model.of(splits)
+    task = _task(recipe, model, say)
+    choose(recipe.primary, task.metric_names, "metric (primary)")
+    loaders = {part: build_loader(recipe, splits, part) for part in ("train", "val", "test")}
+    return model, task, loaders, splits.notes
+
+
+def _load_best(task: Classification, folder: RunFolder, say: Say) -> None:
+    if folder.best.is_file():
+        task.load_state_dict(torch.load(folder.best, "cpu", weights_only=True)["state_dict"])
+    else:
+        say("Training ended before its first validation, so the last weights are kept.")
 
 
 def make_trainer(
@@ -98,7 +132,7 @@ def make_trainer(
             save_on_train_epoch_end=True,
         )
     ]
-    mode = "min" if recipe.primary.endswith("ece") else "max"
+    mode = "min" if lower_is_better(recipe.primary) else "max"
     watch: dict[str, Any] = {"monitor": f"val/{recipe.primary}", "mode": mode}
     if part.select != "last":
         saved.append(ModelCheckpoint(folder.checkpoints, "best", save_top_k=1, enable_version_counter=False, **watch))
@@ -108,22 +142,27 @@ def make_trainer(
         from lightning.pytorch.callbacks import RichProgressBar
 
         saved.append(RichProgressBar())
-    return L.Trainer(
-        accelerator=part.accelerator,
-        devices=1,
-        precision=part.precision,  # type: ignore[arg-type]
-        max_epochs=part.epochs,
-        max_steps=part.max_steps or -1,
-        gradient_clip_val=part.gradient_clip,
-        check_val_every_n_epoch=part.val_every,
-        callbacks=[*saved, *callbacks],
-        logger=[_logger(name, folder) for name in part.logger],
-        num_sanity_val_steps=0,
-        log_every_n_steps=1,
-        enable_model_summary=False,
-        enable_progress_bar=progress,
-        use_distributed_sampler=False,  # our sampler slices by rank itself, keyed by seed and epoch
-    )
+    try:
+        return L.Trainer(
+            accelerator=part.accelerator,
+            devices=1,
+            precision=part.precision,  # type: ignore[arg-type]
+            max_epochs=part.epochs,
+            max_steps=part.max_steps or -1,
+            gradient_clip_val=part.gradient_clip,
+            check_val_every_n_epoch=part.val_every,
+            callbacks=[*saved, *callbacks],
+            logger=[_logger(name, folder) for name in part.logger],
+            num_sanity_val_steps=0,
+            log_every_n_steps=1,
+            enable_model_summary=False,
+            enable_progress_bar=progress,
+            use_distributed_sampler=False,  # our sampler slices by rank itself, keyed by seed and epoch
+        )
+    except (ImportError, ValueError, MisconfigurationException) as error:
+        if isinstance(error, SetwiseError):
+            raise
+        raise InvalidInput(f"Lightning cannot be set up as the recipe's trainer says: {error}") from error
 
 
 def load_run(path: str | Path, *, recipe: Recipe | None = None) -> tuple[Recipe, Classification, Model]:
@@ -179,23 +218,29 @@ def _check_folder(folder: RunFolder, recipe: Recipe, *, resume: bool) -> None:
         raise RunError(f"{folder.path} is not empty, and a run never overwrites. Choose another --out, or --resume.")
 
 
-def _write_head(folder: RunFolder, recipe: Recipe) -> None:
+def _write_head(folder: RunFolder, recipe: Recipe, notes: Sequence[str]) -> None:
     """Write what the run is made of, before its first step."""
     if folder.recipe.is_file():
         return
-    environment = {"versions": versions(), "commit": commit(), "threads": torch.get_num_threads()}
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
-        write_whole(folder.environment, json.dumps(environment, indent=2) + "\n")
+        _write_environment(folder, notes)
         yaml_file.write(recipe, folder.recipe)
     except OSError as error:
         raise RunError(f"The run folder {folder.path} cannot be written: {error.strerror}.") from error
+
+
+def _write_environment(folder: RunFolder, notes: Sequence[str]) -> None:
+    """Versions, commit and threads, and what the data had to say."""
+    environment = {"versions": versions(), "commit": commit(), "threads": torch.get_num_threads(), "notes": list(notes)}
+    write_whole(folder.environment, json.dumps(environment, indent=2) + "\n")
 
 
 def _task(recipe: Recipe, model: Model, say: Say) -> Classification:
     return build_task(
         recipe,
         counts=torch.tensor(model.counts),
+        group_counts=torch.tensor(model.group_counts),
         class_names=tuple(model.class_names),
         in_chans=len(model.mean),
         image_size=model.image_size,

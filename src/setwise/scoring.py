@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from setwise.data import Splits
-from setwise.errors import RunError
+from setwise.errors import DataError, RunError
 from setwise.metrics import TAUS, adjust, per_class_accuracy, predictions_over_taus
 from setwise.recipes import Recipe
 from setwise.run_folder import RunFolder, commit, versions, write_whole
@@ -29,6 +29,8 @@ class Model:
     class_names: list[str]
     counts: list[int]
     """Training images per class."""
+    group_counts: list[int]
+    """The same before validation was held out."""
     mean: list[float]
     std: list[float]
     image_size: int
@@ -38,9 +40,19 @@ class Model:
     @classmethod
     def of(cls, splits: Splits) -> "Model":
         """What the training data says about the network."""
-        size = splits.train.image_size or splits.train.images[0].shape[-1]
-        mean, std = list(splits.mean), list(splits.std)
-        return cls(list(splits.class_names), splits.train_counts.tolist(), mean, std, size)
+        size = splits.train.image_size
+        if size is None:
+            height, size = splits.train.images[0].shape[-2:]
+            if height != size:
+                raise DataError(f"The images are {size} x {height} pixels: name a square with --data.image-size.")
+        return cls(
+            class_names=list(splits.class_names),
+            counts=splits.train_counts.tolist(),
+            group_counts=splits.group_counts.tolist(),
+            mean=list(splits.mean),
+            std=list(splits.std),
+            image_size=size,
+        )
 
 
 @torch.inference_mode()
@@ -61,7 +73,9 @@ def scores_of(task: Classification, loader: DataLoader[Any]) -> dict[str, Tensor
             parts[name].append(tensor.cpu())
     if not parts["index"]:
         raise RunError("There is no image to evaluate: this part of the data set is empty.")
-    return {name: torch.cat(tensors) for name, tensors in parts.items()}
+    joined = {name: torch.cat(tensors) for name, tensors in parts.items()}
+    order = joined["index"].argsort()  # a transductive evaluation is mixed
+    return {name: tensor[order] for name, tensor in joined.items()}
 
 
 def class_table(

@@ -23,7 +23,13 @@ TINY = {"backbone.options": {"width": 4}, "relation.dropout": 0.0}
 def make(**overrides):
     recipe = RECIPES["digits-lt"].override(TINY | {name.replace("__", "."): v for name, v in overrides.items()})
     return build_task(
-        recipe, counts=COUNTS, class_names=tuple("abcdefghij"), in_chans=1, image_size=SIZE, say=lambda text: None
+        recipe,
+        counts=COUNTS,
+        group_counts=COUNTS,
+        class_names=tuple("abcdefghij"),
+        in_chans=1,
+        image_size=SIZE,
+        say=lambda text: None,
     )
 
 
@@ -139,6 +145,36 @@ def test_transductive_prediction_relates_the_test_batch():
     plain = make().eval()
     assert not torch.allclose(task(batch.image), plain(batch.image))
     assert not torch.allclose(task(batch.image)[:3], task(batch.image[:3]))
+
+
+def test_a_transductive_control_still_sees_itself_alone():
+    batch = make_batch()
+    control = make(relation__relate_at_test=True, relation__attend="self", relation__attention_dropout=0.0).eval()
+    torch.testing.assert_close(control(batch.image)[:3], control(batch.image[:3]))
+
+
+@pytest.mark.parametrize("attend", ["same-class", "other-class", "shuffled"])
+def test_labels_cannot_choose_neighbours_at_test(attend):
+    with pytest.raises(InvalidInput, match="chooses neighbours by their labels, which a test has not"):
+        make(relation__relate_at_test=True, relation__attend=attend)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"criterion__gamma": 5.0}, r"has no option `criterion\.gamma` \(5\.0\)"),
+        ({"criterion__class_weights": "auto", "criterion__name": "nonsense"}, "There is no criterion 'nonsense'"),
+        ({"head__scale": 16.0}, "is the cosine head's"),
+        ({"data__multi_label": True}, "need --criterion.name binary-cross-entropy and --primary"),
+        ({"trainer__epochs": 0}, r"`trainer\.epochs` must be at least 1, but it is 0"),
+        ({"trainer__val_every": 0}, r"`trainer\.val_every` must be at least 1"),
+        ({"relation__related_weight": -1.0}, r"`relation\.related_weight` must be at least 0"),
+        ({"trainer__select": "best", "trainer__epochs": 3}, "needs validation, but there is none in 3 epochs"),
+    ],
+)
+def test_settings_without_effect_or_sense_are_refused(overrides, message):
+    with pytest.raises(ValueError, match=message):
+        make(**overrides)
 
 
 def test_soft_targets_are_tiled_like_labels():

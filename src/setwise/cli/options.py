@@ -1,6 +1,7 @@
 """Arguments -> recipe and the verb's own options. The recipe's dataclasses are the parser: nothing is listed twice."""
 
 import dataclasses
+import itertools
 import typing
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,6 +31,7 @@ SWITCHES = {
     if field.type in (bool, "bool")
 }
 """Fields that are on or off, as they look on the command line with underscores."""
+FLAG_VALUES = ("=true", "=false")
 MODEL_OPTION = "--backbone.options."
 
 
@@ -119,7 +121,8 @@ def _take_model_options(args: Sequence[str]) -> tuple[list[str], dict[str, Any]]
 def _spell_flags(args: Sequence[str]) -> list[str]:
     """Let switches take a value like all other fields: ``--data.multi-label true`` is ``--data.multi-label``."""
     spelled: list[str] = []
-    for arg in args:
+    parts = (arg.split("=", 1) if arg.lower().endswith(FLAG_VALUES) else [arg] for arg in args)
+    for arg in itertools.chain.from_iterable(parts):
         on = arg.lower() == "true"
         group, _, name = spelled[-1].partition(".") if spelled else ("", "", "")
         if arg.lower() not in ("true", "false") or not name or f"{group}.{name}".replace("-", "_") not in SWITCHES:

@@ -1,5 +1,6 @@
 """What each verb does, in a page: parse, call the library, show."""
 
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -11,6 +12,7 @@ import tyro
 import yaml
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from setwise.cli.bar import Bar
 from setwise.cli.options import NAMELESS, find_recipe, parse, parse_with_recipe, take_name
@@ -32,9 +34,7 @@ Tables = Literal["recipes", "datasets", "backbones", "criteria", "transforms", "
 class _List:
     """Show what there is."""
 
-    what: tyro.conf.Positional[Literal["recipes", "datasets", "backbones", "criteria", "transforms", "tasks"]] = (
-        "recipes"
-    )
+    what: tyro.conf.Positional[Tables] = "recipes"
     """Which table."""
     pattern: tyro.conf.Positional[str] = "*"
     """backbones: a pattern over timm's names, such as "vit_small*"; by default only ours are shown."""
@@ -97,15 +97,15 @@ def data_(args: Sequence[str]) -> None:
     elif "/" in name or "." in name or name == NAMELESS:
         recipe = find_recipe(name)
     else:
-        recipe = RECIPES[choose(name, [*RECIPES, *DATASETS], "recipe or data set")]
+        recipe = RECIPES[choose(name, sorted({*RECIPES, *DATASETS}), "recipe or data set")]
     _, recipe = parse_with_recipe("data", name, _Data, recipe, rest)
     about = DATASETS[recipe.data.name]
-    console = Console()
-    console.print(f"[bold]{about.name}[/]  {about.summary}\nsource: {about.source}\nlicence: {about.licence}")
+    console = Console(markup=False, highlight=False)  # class names are folder names, with brackets and all
+    console.print(f"{about.name}: {about.summary}\nsource: {about.source}\nlicence: {about.licence}")
     console.print(about.how_to_get, "")
     splits = build_data(recipe)
     sizes = ", ".join(f"{part} {len(getattr(splits, part))}" for part in ("train", "val", "test"))
-    console.print(f"[bold]{splits.num_classes} classes; images: {sizes}[/]")
+    console.print(f"{splits.num_classes} classes; images: {sizes}", style="bold")
     for note in splits.notes:
         console.print(note)
     counts = sorted(zip(splits.train_counts.tolist(), splits.class_names, strict=True), reverse=True)
@@ -114,7 +114,7 @@ def data_(args: Sequence[str]) -> None:
     for number, (count, label) in enumerate(shown):
         if number == 10 and len(counts) > 20:
             table.add_row("...", f"{len(counts) - 20} more")
-        table.add_row(str(count), label)
+        table.add_row(str(count), Text(label))
     console.print(table)
 
 
@@ -155,7 +155,9 @@ def _train_folder(name: str, recipe: Recipe, options: _Train) -> Path:
     unfinished = [
         path
         for path in RUNS.glob(f"{recipe.name}*")
-        if (path / "recipe.yaml").is_file() and not RunFolder(path).complete
+        if re.fullmatch(re.escape(recipe.name) + r"(-\d+)?", path.name)
+        and RunFolder(path).recipe.is_file()
+        and not RunFolder(path).complete
     ]
     if not unfinished:
         raise RunError(f"There is no unfinished run of {recipe.name} under {RUNS}/ to resume; leave --resume out.")
@@ -267,6 +269,11 @@ def _plan(name: str, recipe: Recipe, options: _Compare) -> "tuple[Plan | None, P
         folder = Path(name) if Path(name).is_dir() else options.out
         if folder is None:
             raise InvalidInput("--resume needs the folder of the comparison: setwise compare FOLDER --resume.")
+        if recipe != find_recipe(name) or options.seeds is not None or options.attend or options.tune:
+            raise InvalidInput(
+                "--resume finishes a comparison as it was planned, so it takes no fields of the recipe, --seeds, "
+                "--attend or --tune. Start another one for them."
+            )
         return None, folder
     from setwise.compare import make_plan
 

@@ -8,6 +8,8 @@ wait for torch.
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from setwise.errors import InvalidInput
+
 __all__ = [
     "Backbone",
     "Criterion",
@@ -279,7 +281,12 @@ class Recipe:
         """The related recipe itself, its plain twin, or its control (every sample attends to itself alone).
 
         The control's attention has no dropout: on its single weight of one it would be noise on the sample itself.
+
+        Raises:
+            InvalidInput: if a plain recipe is to become another variant; it does not say which relation that has.
         """
+        if self.relation.name == "none" and variant == "control":
+            raise InvalidInput(f"{self.name} has no relation (relation.name none), so it has no control.")
         if variant == "plain":
             return self.override({"relation.name": "none"})
         if variant == "control":

@@ -1,6 +1,7 @@
 """A recipe as a YAML file that a person reads, edits and runs again."""
 
 import dataclasses
+import re
 import types
 import typing
 from pathlib import Path
@@ -46,7 +47,10 @@ def read(path: Path) -> Recipe:
             f"{path} must hold the fields of a recipe (`name: ...`), but it holds {type(values).__name__}."
         )
     try:
-        return from_dict(Recipe, {"name": path.stem, "summary": "", **values})
+        recipe: Recipe = from_dict(Recipe, {"name": path.stem, "summary": "", **values})
+        if not re.fullmatch(r"\w[\w.+-]*", recipe.name):
+            raise InvalidInput(f"`name` names folders: letters, digits and -+._ in one word, not {recipe.name!r}.")
+        return recipe
     except (InvalidInput, UnknownName) as error:
         raise type(error)(f"{path}: {error}") from error
 
@@ -71,7 +75,11 @@ def from_dict(kind: Any, values: Any, where: str = "") -> Any:
         if not isinstance(values, list | tuple):
             raise InvalidInput(f"`{where}` must be a list, but it is {values!r}.")
         return tuple(from_dict(arguments[0], value, f"{where}[{i}]") for i, value in enumerate(values))
-    if origin is dict or kind is Any:
+    if origin is dict:
+        if not isinstance(values, dict):
+            raise InvalidInput(f"`{where}` must be a block of names and values, but it is {values!r}.")
+        return values
+    if kind is Any:
         return values
     return _scalar(kind, values, where)
 
@@ -83,7 +91,10 @@ def _dataclass(kind: Any, values: Any, where: str) -> Any:
     prefix = f"{where}." if where else ""
     for name in values:
         choose(str(name), hints, f"field of `{where}`" if where else "recipe field")
-    return kind(**{name: from_dict(hints[name], value, prefix + name) for name, value in values.items()})
+    try:
+        return kind(**{name: from_dict(hints[name], value, prefix + name) for name, value in values.items()})
+    except TypeError as error:  # a field without a default was left out
+        raise InvalidInput(f"`{where or 'the recipe'}` is not whole: {error}.") from error
 
 
 def _union(kinds: tuple[Any, ...], values: Any, where: str) -> Any:

@@ -81,7 +81,8 @@ class Classification(L.LightningModule):
         """Class scores of images, as they are predicted at test time."""
         z = self.backbone(image)
         if self.relate_at_test and self.relation is not None:
-            z = self.relation.relate(z)
+            itself = torch.eye(len(z), dtype=torch.bool, device=z.device)
+            z = self.relation.relate(z, itself if self.attend == "self" else None)
         return self.head(z)
 
     def plain(self) -> nn.Sequential:
@@ -136,6 +137,8 @@ class Classification(L.LightningModule):
         ):
             if scores is not None and values is not None:
                 self._curves.setdefault(f"train/{stream}_loss", []).append(values.mean())
+                if self.multi_label:  # there is no one right class to count
+                    continue
                 self._curves.setdefault(f"train/{stream}_accuracy", []).append(
                     (scores.argmax(1) == labels).float().mean()
                 )
