@@ -34,7 +34,7 @@ DIGITS = Recipe(
     ran=(
         Ran(
             command="setwise compare digits-lt",
-            commit="72da403a413e",
+            commit="e322a1e0b3a0",
             result="+0.6 [+0.1, +1.1], 50 seeds",
             details="benchmarks/results/long_tailed.md",
         ),
