@@ -7,11 +7,12 @@ from timm.models import register_model
 from torch import Tensor, nn
 
 from setwise.errors import InvalidInput
+from setwise.models.pooled import PooledNetwork
 
 __all__ = ["CifarResNet", "cifar_resnet32"]
 
 
-class CifarResNet(nn.Module):
+class CifarResNet(PooledNetwork):
     """A 3x3 stem and three stages of ``depth`` basic blocks, averaged over the map.
 
     Shortcuts are option A: where a stage halves the map, the shortcut takes every second pixel and pads the new
@@ -43,36 +44,10 @@ class CifarResNet(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight)
 
-    # Plain `Tensor` in these signatures: torch.jit.script, which timm's users call, resolves no jaxtyping annotation.
     def forward_features(self, x: Tensor) -> Tensor:
         """The last map, a quarter of the image's side: ``[B, in_chans, H, W]`` -> ``[B, 4 * width, H / 4, W / 4]``."""
         x = self.bn1(self.conv1(x)).relu()
         return self.layer3(self.layer2(self.layer1(x)))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Class scores ``[B, num_classes]``, or pooled features ``[B, 4 * width]`` where there are no classes."""
-        return self.fc(self.forward_features(x).mean((2, 3)))
-
-    def get_classifier(self) -> nn.Module:
-        """The linear classifier; the identity where there are no classes. timm's interface."""
-        return self.fc
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Put a new classifier in the old one's place. timm's interface.
-
-        Args:
-            num_classes: its classes; 0 for pooled features.
-            global_pool: None or "avg"; there is no other pooling here.
-
-        Raises:
-            InvalidInput: for another pooling.
-        """
-        if global_pool not in (None, "avg"):
-            raise InvalidInput(f"`global_pool` of CifarResNet must be 'avg' or None, but it is {global_pool!r}.")
-        self.num_classes = num_classes
-        like = next(self.parameters())
-        head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
-        self.fc = head.to(device=like.device, dtype=like.dtype).train(self.training)
 
 
 class _BasicBlock(nn.Module):

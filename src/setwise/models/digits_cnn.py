@@ -6,11 +6,12 @@ from timm.models import register_model
 from torch import Tensor, nn
 
 from setwise.errors import InvalidInput
+from setwise.models.pooled import PooledNetwork
 
 __all__ = ["DigitsCNN", "digits_cnn"]
 
 
-class DigitsCNN(nn.Module):
+class DigitsCNN(PooledNetwork):
     """Three 3x3 convolutions with batch norm, the last two on half the map, averaged.
 
     Args:
@@ -33,35 +34,9 @@ class DigitsCNN(nn.Module):
         )
         self.reset_classifier(num_classes)
 
-    # Plain `Tensor` in these signatures: torch.jit.script, which timm's users call, resolves no jaxtyping annotation.
     def forward_features(self, x: Tensor) -> Tensor:
         """The last map, half the image's side: ``[B, in_chans, H, W]`` -> ``[B, 4 * width, H / 2, W / 2]``."""
         return self.trunk(x)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Class scores ``[B, num_classes]``, or pooled features ``[B, 4 * width]`` where there are no classes."""
-        return self.fc(self.forward_features(x).mean((2, 3)))
-
-    def get_classifier(self) -> nn.Module:
-        """The linear classifier; the identity where there are no classes. timm's interface."""
-        return self.fc
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Put a new classifier in the old one's place. timm's interface.
-
-        Args:
-            num_classes: its classes; 0 for pooled features.
-            global_pool: None or "avg"; there is no other pooling here.
-
-        Raises:
-            InvalidInput: for another pooling.
-        """
-        if global_pool not in (None, "avg"):
-            raise InvalidInput(f"`global_pool` of DigitsCNN must be 'avg' or None, but it is {global_pool!r}.")
-        self.num_classes = num_classes
-        like = next(self.parameters())
-        head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
-        self.fc = head.to(device=like.device, dtype=like.dtype).train(self.training)
 
 
 def _conv(dim: int, dim_out: int, *, stride: int) -> list[nn.Module]:
