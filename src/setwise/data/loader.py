@@ -56,10 +56,14 @@ class EpochSampler(Sampler[Draw]):
         batch_size: samples of a batch, per process.
         seed: of the run.
         train: shuffle and leave out the rest, or go through everything once.
-        mixed: evaluate in one fixed random order, the same for every seed; training is shuffled anyway.
+        mixed: evaluate in one fixed random order, the same for every seed; training is shuffled anyway. Where
+            predictions depend on the batch (relations at test time), the order of the split would give labels away:
+            folders are listed class by class, so whole batches would be of one class.
     """
 
     def __init__(self, size: int, *, batch_size: int, seed: int, train: bool, mixed: bool = False) -> None:
+        if batch_size < 1:
+            raise InvalidInput(f"`batch_size` ({batch_size}) must be at least 1.")
         self.size, self.batch_size, self.seed, self.train, self.mixed = size, batch_size, seed, train, mixed
         self.epoch = 0
 
@@ -200,34 +204,23 @@ def make_loader(
         split: what to read.
         batch_size: samples of a batch, per process.
         transform: training augmentation, one of ``TRANSFORMS``; evaluation always uses "none", resize and centre crop.
-        mean: of each channel, of pixels in 0..1.
-        std: likewise.
+        mean, std: of each channel, of pixels in 0..1.
         seed: keys order, augmentation and mixing.
         train: shuffled, augmented, with mixup and CutMix, without the last incomplete batch; or everything, as it is.
         num_classes: width of mixed targets.
         num_workers: processes that read files; None: none for images in memory, else the cores there are.
         mixup: alpha of mixup's Beta distribution; 0 switches it off. DeiT: 0.8.
         cutmix: alpha of CutMix's Beta distribution; 0 switches it off. DeiT: 1. With both, every batch draws one.
-        mixed: evaluate in one fixed random order, the same for every seed. Where predictions depend on the batch
-            (relations at test time), the order of the split would give labels away: folders are listed class by class,
-            so whole batches would be of one class. ``Batch.index`` says which image a row is. Without effect in
-            training, which is shuffled anyway.
-        on_error: an unreadable image raises, or is left out of its batch and listed in ``Loader.skipped``. Images that
-            stay in files (``cache="files"``) are first opened here, so class counts taken before still hold the
-            unreadable ones.
-        way_out: sentence that ends the error about unreadable images: what a user can do where there is no
-            ``--data.on-error``.
+        mixed: evaluate in one fixed random order; see :class:`EpochSampler`. ``Batch.index`` says which image a row is.
+        on_error: an unreadable image raises, or is left out of its batch and listed in ``Loader.skipped``.
+        way_out: sentence that ends the error about unreadable images.
 
     Raises:
         UnknownName: if there is no such transform.
         InvalidInput: if a number is out of range.
     """
-    if batch_size < 1:
-        raise InvalidInput(f"`batch_size` ({batch_size}) must be at least 1.")
     chosen = choose(transform, TRANSFORMS, "transform")
-    assert isinstance(chosen, Transform)
-    if num_workers is None:
-        num_workers = 0 if split.images.in_memory else num_cores()
+    workers = num_workers if num_workers is not None else 0 if split.images.in_memory else num_cores()
     batches = BatchedSplit(
         split,
         transform=chosen if train else TRANSFORMS["none"],
@@ -242,8 +235,8 @@ def make_loader(
         batches,
         batch_size=None,  # a draw is a batch already
         sampler=EpochSampler(len(split), batch_size=batch_size, seed=seed, train=train, mixed=mixed),
-        num_workers=num_workers,
-        persistent_workers=num_workers > 0,
+        num_workers=workers,
+        persistent_workers=workers > 0,
         collate_fn=as_it_is,
         pin_memory=torch.cuda.is_available(),
         generator=generator(seed, "workers"),  # without it every pass draws from the global random state

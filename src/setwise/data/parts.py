@@ -144,7 +144,21 @@ def load_parts(
     notes = parts.notes + shared_images(listings) + settle(problems, on_error=on_error, what="images")
     if image_size is None:
         require_one_size(list(images.values()), paths)
-    splits = {
+    return Splits(
+        **as_splits(listings, images, root=root, image_size=image_size),
+        class_names=tuple(class_names),
+        mean=mean,
+        std=std,
+        val_from_train=parts.val_from_train,
+        notes=notes,
+    )
+
+
+def as_splits(
+    listings: Mapping[str, Listing], images: Mapping[str, Images], *, root: Path, image_size: int | None
+) -> dict[str, Split]:
+    """Images and targets together, named by their paths below ``root``."""
+    return {
         name: Split(
             images=images[name],
             target=listing.target,
@@ -153,14 +167,6 @@ def load_parts(
         )
         for name, listing in listings.items()
     }
-    return Splits(
-        **splits,
-        class_names=tuple(class_names),
-        mean=mean,
-        std=std,
-        val_from_train=parts.val_from_train,
-        notes=notes,
-    )
 
 
 def shared_images(listings: Mapping[str, Listing]) -> tuple[str, ...]:
