@@ -67,7 +67,7 @@ def build_loader(recipe: Recipe, splits: Splits, part: str) -> Loader:
     """
     data = recipe.data
     return make_loader(
-        getattr(splits, choose(part, PARTS, "part")),  # type: ignore[call-overload]
+        getattr(splits, choose(part, PARTS, "part")),
         batch_size=data.batch_size,
         transform=data.augment,
         mean=splits.mean,
@@ -110,7 +110,7 @@ def build_task(
     with _drawn_from(recipe.seed, "head"):
         head = create_head(recipe.head.name, dim, len(class_names), scale=recipe.head.scale)
     groups = by_rank if recipe.groups.by == "rank" else by_count
-    return task(  # type: ignore[operator]
+    return task(
         backbone,
         head,
         _criterion(recipe, counts, class_names),
@@ -198,7 +198,7 @@ def _criterion(recipe: Recipe, counts: torch.Tensor, class_names: tuple[str, ...
         "scale": recipe.head.scale if recipe.head.name == "cosine" else 1.0,  # margins in units of the cosine
         "gamma": part.gamma,
     }
-    takes = inspect.signature(criterion).parameters  # type: ignore[arg-type]
+    takes = inspect.signature(criterion).parameters
     for name, default in vars(schema.Criterion()).items():
         if name not in (*takes, "name") and getattr(part, name) != default:
             raise InvalidInput(f"Criterion {part.name!r} has no option `criterion.{name}` ({getattr(part, name)!r}).")

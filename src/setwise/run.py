@@ -254,7 +254,7 @@ def _logger(name: str, folder: RunFolder) -> Any:
     if name == "tensorboard":
         return loggers.TensorBoardLogger(folder.logs, name="tensorboard")
     known = {"csv": None, "tensorboard": None} | {n: getattr(loggers, n) for n in loggers.__all__}
-    return choose(name, known, "logger")(save_dir=folder.logs)  # type: ignore[operator]
+    return choose(name, known, "logger")(save_dir=folder.logs)
 
 
 @contextmanager

@@ -66,7 +66,7 @@ def find_recipe(name: str) -> Recipe:
         return yaml_file.read(path)
     if path.parent != Path():
         raise MissingFile(f"There is no run folder or recipe file {name}.")
-    return choose(name, RECIPES, "recipe")  # type: ignore[return-value]
+    return choose(name, RECIPES, "recipe")
 
 
 def parse(verb: str, own: type[T], args: Sequence[str]) -> T:

@@ -55,8 +55,8 @@ def attend_mask(kind: str, target: Tensor, *, generator: torch.Generator | None 
 def fix_query_and_key(relation: nn.Module) -> None:
     """Give query and key weights a gradient of exactly zero, as attention to a single sample has in exact arithmetic.
 
-    With one weight of one, softmax has no slope; the fused kernels leave rounding errors of 1e-11 there, which an
-    optimizer that normalises gradients would blow up.
+    With one weight of one, softmax has no slope; the fused kernels leave rounding errors there, which an optimizer that
+    normalises gradients would blow up.
     """
     for module in relation.modules():
         if isinstance(module, SetAttention):
