@@ -3,5 +3,6 @@
 from setwise.nn import functional, streams
 from setwise.nn.attention import record_attention
 from setwise.nn.batchformer import BatchFormer, BatchFormerV2
+from setwise.nn.insertion import insert, remove
 
-__all__ = ["BatchFormer", "BatchFormerV2", "functional", "record_attention", "streams"]
+__all__ = ["BatchFormer", "BatchFormerV2", "functional", "insert", "record_attention", "remove", "streams"]

@@ -24,6 +24,9 @@ __all__ = ["EncoderLayer", "Recordable", "SetAttention", "record_attention"]
 MAX_GRID = 65535
 MAX_INDEX = 2**31 - 1
 
+Mask = Bool[Tensor, "B keys"] | Bool[Tensor, "N 1 1 keys"] | None
+"""Who may attend to whom."""
+
 
 class SetAttention(nn.Module):
     """Attend along the first axis, separately at every position of the second.
@@ -50,8 +53,12 @@ class SetAttention(nn.Module):
         nn.init.xavier_uniform_(self.in_proj_weight)
         nn.init.zeros_(self.out_proj.bias)
 
-    def forward(self, x: Float[Tensor, "B N C"], mask: Bool[Tensor, "B keys"] | None = None) -> Float[Tensor, "B N C"]:
-        """Relate ``x`` along its first axis; ``mask`` is True where a row may attend to a column."""
+    def forward(self, x: Float[Tensor, "B N C"], mask: Mask = None) -> Float[Tensor, "B N C"]:
+        """Relate ``x`` along its first axis.
+
+        ``mask`` is True where a row may attend to a column: ``[B, keys]`` for all positions, or ``[N, 1, 1, keys]`` for
+        all samples of each position, which must leave somebody.
+        """
         query, key, value = self._project(x)
         mask = self._never_empty(mask)
         dropout = self.dropout if self.training else 0.0
@@ -59,13 +66,13 @@ class SetAttention(nn.Module):
         if size >= query.shape[0]:
             y = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
         else:
-            parts = zip(query.split(size), key.split(size), value.split(size), strict=True)
-            y = torch.cat([F.scaled_dot_product_attention(*p, attn_mask=mask, dropout_p=dropout) for p in parts])
+            count = -(-query.shape[0] // size)
+            masks = mask.split(size) if mask is not None and mask.dim() == 4 else [mask] * count
+            parts = zip(query.split(size), key.split(size), value.split(size), masks, strict=True)
+            y = torch.cat([F.scaled_dot_product_attention(*p, dropout_p=dropout) for p in parts])
         return self.out_proj(y.permute(2, 0, 1, 3).flatten(2))  # [N, heads, B, d] -> [B, N, C]
 
-    def weights(
-        self, x: Float[Tensor, "B N C"], mask: Bool[Tensor, "B keys"] | None = None
-    ) -> Float[Tensor, "N heads B keys"]:
+    def weights(self, x: Float[Tensor, "B N C"], mask: Mask = None) -> Float[Tensor, "N heads B keys"]:
         """The attention weights of ``forward`` before dropout; rows sum to 1."""
         query, key, _ = self._project(x)
         scores = query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5
@@ -76,8 +83,8 @@ class SetAttention(nn.Module):
 
     def _never_empty(self, mask: Tensor | None) -> Tensor | None:
         """Give a row that may attend to nobody itself: a softmax over nothing would be NaN."""
-        if mask is None:
-            return None
+        if mask is None or mask.dim() == 4:
+            return mask
         rank = place()[0] if self.gather else 0
         rows = torch.arange(mask.shape[0], device=mask.device)
         columns = torch.arange(mask.shape[1], device=mask.device)
@@ -139,7 +146,7 @@ class EncoderLayer(nn.Module):
         self.dropout2 = nn.Dropout(dropout)
 
     def forward(
-        self, x: Float[Tensor, "B C"] | Float[Tensor, "B N C"], mask: Bool[Tensor, "B keys"] | None = None
+        self, x: Float[Tensor, "B C"] | Float[Tensor, "B N C"], mask: Mask = None
     ) -> Float[Tensor, "B C"] | Float[Tensor, "B N C"]:
         """Relate the samples of ``x``, ``[B, C]`` or ``[B, N, C]``, along the first axis; same shape back."""
         if x.dim() == 2:

@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from setwise.errors import InvalidInput
 from setwise.nn import streams
 from setwise.nn.attention import EncoderLayer, Recordable, SetAttention
-from setwise.nn.gather import place
+from setwise.nn.gather import gather_set, place
 
 __all__ = ["BatchFormer", "BatchFormerV2"]
 
@@ -251,32 +251,47 @@ class BatchFormerV2(_Relation):
     def extra_repr(self) -> str:  # noqa: D102  torch's hook for repr()
         return f"{super().extra_repr()}, channels_first={self.channels_first}"
 
-    def forward(self, x: Float[Tensor, "B ..."], first: bool = True) -> Float[Tensor, "rows ..."]:
+    def forward(
+        self, x: Float[Tensor, "B ..."], first: bool = True, padding: Bool[Tensor, "samples ..."] | None = None
+    ) -> Float[Tensor, "rows ..."]:
         """Relate tokens or maps.
 
         Args:
             x: ``[B, N, C]`` or ``[B, H, W, C]``; ``[B, C, H, W]`` with ``channels_first``. With ``first=False`` it
                 holds 2B rows, both streams.
             first: this is the first insertion: the batch is doubled.
+            padding: ``[B, N]`` or ``[B, H, W]`` of one stream, True where a sample is padding: it is attended by
+                nobody there and keeps its input. Paper: none, padding is attended like anything else.
 
         Returns:
             In training the layout of ``x`` with 2B rows; in evaluation ``x`` itself.
         """
-        self._check(x, first)
+        self._check(x, first, padding)
         if not self.training:
             return x
         plain, related = (x, x) if first else x.chunk(2)
-        return streams.join(plain, self._relate_layout(related))
+        return streams.join(plain, self._relate_layout(related, padding))
 
-    def _relate_layout(self, x: Tensor) -> Tensor:
+    def _relate_layout(self, x: Tensor, padding: Tensor | None) -> Tensor:
         if self.channels_first:
             tokens = x.flatten(2).transpose(1, 2)  # [B, C, H, W] -> [B, N, C]
-            return self._relate(tokens).transpose(1, 2).unflatten(2, x.shape[2:])
-        if x.dim() == 4:
-            return self._relate(x.flatten(1, 2)).unflatten(1, x.shape[1:3])  # [B, H, W, C] -> [B, N, C] and back
-        return self._relate(x)
+            return self._relate_tokens(tokens, padding).transpose(1, 2).unflatten(2, x.shape[2:])
+        if x.dim() == 4:  # [B, H, W, C] -> [B, N, C] and back
+            return self._relate_tokens(x.flatten(1, 2), padding).unflatten(1, x.shape[1:3])
+        return self._relate_tokens(x, padding)
 
-    def _check(self, x: Tensor, first: bool) -> None:
+    def _relate_tokens(self, x: Tensor, padding: Tensor | None) -> Tensor:
+        if padding is None:
+            return self._relate(x)
+        padding = padding.flatten(1)  # [B, H, W] -> [B, N]
+        of_all = gather_set(padding.to(x.dtype)) > 0 if self.gather else padding
+        real = ~of_all.T  # [N, keys]
+        # Where all are padding nobody would be left to attend to, and a softmax over nothing is NaN: attend to all, and
+        # keep the input below.
+        mask = real | ~real.any(1, keepdim=True)
+        return torch.where(padding.unsqueeze(-1), x, self._relate(x, mask[:, None, None]))
+
+    def _check(self, x: Tensor, first: bool, padding: Tensor | None) -> None:
         wanted = "[B, C, H, W]" if self.channels_first else "[B, N, C] or [B, H, W, C]"
         shape = tuple(x.shape)
         if x.dim() != 4 and (self.channels_first or x.dim() != 3):
@@ -294,14 +309,21 @@ class BatchFormerV2(_Relation):
                 f"With first=False the input holds both streams, so an even number of rows, but it has {x.shape[0]}. "
                 "Was the first insertion left out?"
             )
-        self._check_set(x.shape[0] if first or not self.training else x.shape[0] // 2)
+        samples = x.shape[0] if first or not self.training else x.shape[0] // 2
+        self._check_set(samples)
+        positions = x.shape[2:] if self.channels_first else x.shape[1:-1]
+        if padding is not None and (padding.dtype != torch.bool or padding.shape != (samples, *positions)):
+            raise InvalidInput(
+                f"`padding` must be boolean with one row a sample of one stream, {[samples, *positions]}, but it is "
+                f"{padding.dtype} of shape {list(padding.shape)}."
+            )
 
     def _as_map(self, weights: Tensor) -> Tensor:
         return weights  # [N, heads, B, B]
 
-    def _relate_input(self, x: Tensor, first: bool = True) -> None:  # type: ignore[override]
-        self._check(x, first)
-        self._relate_layout(x)
+    def _relate_input(self, x: Tensor, first: bool = True, padding: Tensor | None = None) -> None:  # type: ignore[override]
+        self._check(x, first, padding)
+        self._relate_layout(x, padding)
 
 
 def _default_heads(dim: int) -> int:
