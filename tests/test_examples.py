@@ -7,6 +7,8 @@ from pathlib import Path
 
 import fakes
 import pytest
+import timm
+import torch
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -50,3 +52,23 @@ def test_compare_own_folder_ends_with_a_verdict_and_a_report(run, tmp_path):
     printed = run("compare_own_folder.py", tmp_path / "images", tmp_path / "out")
     assert re.search(r"verdict: (gain|no gain|loss|trade-off)", printed)
     assert (tmp_path / "out" / "report.html").is_file()
+
+
+def test_the_example_of_the_readme_runs_as_it_stands(tmp_path, monkeypatch):
+    readme = (EXAMPLES.parent / "README.md").read_text()
+    code = re.search(r"<!-- example -->\n```python\n(.*?)```", readme, re.DOTALL).group(1)
+    assert len(code.splitlines()) <= 12
+    monkeypatch.chdir(tmp_path)
+    batch = torch.randn(8, 3, 32, 32), torch.randint(100, (8,))
+    names = {"loader": [batch]}
+    exec(code, names)
+    assert names["logits"].shape == (16, 100)
+    plain = timm.create_model("resnet50", num_classes=100)
+    plain.load_state_dict(torch.load(tmp_path / "plain.pt", weights_only=True))
+    assert torch.equal(plain.eval()(batch[0]), names["model"](batch[0]))
+
+
+def test_the_code_of_the_page_on_insertion_runs():
+    page = (EXAMPLES.parent / "docs" / "insert.md").read_text()
+    for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(f"from setwise.nn import insert, remove\n{code}", {})
