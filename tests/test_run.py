@@ -254,7 +254,7 @@ def test_an_out_of_memory_error_names_what_to_change(tmp_path, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 
     monkeypatch.setattr(run.Classification, "training_step", full)
-    with pytest.raises(RunError, match=r"batch of 64.*--data\.batch-size.*bf16-mixed"):
+    with pytest.raises(RunError, match=r"batch of 64.*--data\.micro-batch 16.*bf16-mixed.*--data\.batch-size"):
         fit(TINY, tmp_path / "run")
 
 

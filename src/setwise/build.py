@@ -30,7 +30,7 @@ __all__ = ["build_data", "build_loader", "build_task"]
 
 Say = Callable[[str], None]
 PARTS = ("train", "val", "test")
-SERVED_BY_THE_LOADER = ("name", "augment", "mixup", "cutmix", "batch_size", "num_workers", "on_error")
+SERVED_BY_THE_LOADER = ("name", "augment", "mixup", "cutmix", "batch_size", "micro_batch", "num_workers", "on_error")
 
 
 def build_data(recipe: Recipe) -> Splits:
@@ -122,6 +122,7 @@ def build_task(
         related_weight=recipe.relation.related_weight,
         relate_at_test=recipe.relation.relate_at_test,
         multi_label=recipe.data.multi_label,
+        micro_batch=recipe.data.micro_batch,
         seed=recipe.seed,
     )
 
@@ -130,7 +131,7 @@ def _check(recipe: Recipe) -> None:
     """Refuse what would run, and be something else than it looks like."""
     data, relation = recipe.data, recipe.relation
     at_least = {"trainer.epochs": 1, "trainer.val_every": 1, "trainer.checkpoint_every": 1, "trainer.patience": 1}
-    at_least |= {"trainer.max_steps": 1, "relation.related_weight": 0, "num_seeds": 1, "data.batch_size": 1}
+    at_least |= {"trainer.max_steps": 1, "relation.related_weight": 0, "num_seeds": 1, "data.batch_size": 1, "data.micro_batch": 1}
     for path, smallest in at_least.items():
         group, _, name = path.rpartition(".")
         value = getattr(getattr(recipe, group) if group else recipe, name)

@@ -268,9 +268,10 @@ def _explained(recipe: Recipe) -> Iterator[None]:
         if not isinstance(error, torch.OutOfMemoryError) and not any(t in str(error).lower() for t in OUT_OF_MEMORY):
             raise
         raise RunError(
-            f"Memory does not suffice for a batch of {recipe.data.batch_size}. Lower --data.batch-size (the relation "
-            f"then sees fewer samples), --data.image-size ({recipe.data.image_size or 'as the images are'}), or "
-            "compute in half the memory with --trainer.precision bf16-mixed."
+            f"Memory does not suffice for a batch of {recipe.data.batch_size}. Set --data.micro-batch "
+            f"{max(1, (recipe.data.micro_batch or recipe.data.batch_size) // 4)} (the relation still sees the whole "
+            "batch; 4/3 of the time), compute in half the memory with --trainer.precision bf16-mixed, or lower "
+            f"--data.batch-size or --data.image-size ({recipe.data.image_size or 'as the images are'})."
         ) from error
 
 

@@ -49,6 +49,16 @@ def without_trainer(monkeypatch):
     monkeypatch.setattr(Classification, "current_epoch", 0)
 
 
+def test_micro_batches_change_nothing_but_what_batch_norm_sees():
+    whole, micro = make(), make(data__micro_batch=5)
+    for task in (whole, micro):
+        task.train()
+        task.backbone.eval()  # BatchNorm by its running statistics
+        step(task, make_batch()).backward()
+    for (name, expected), parameter in zip(whole.named_parameters(), micro.parameters(), strict=True):
+        torch.testing.assert_close(parameter.grad, expected.grad, rtol=1e-5, atol=1e-6, msg=name)
+
+
 @pytest.mark.parametrize("name", TASKS)
 class TestContract:
     def test_loss_is_finite_and_every_parameter_gets_a_gradient(self, name):

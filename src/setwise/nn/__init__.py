@@ -4,5 +4,15 @@ from setwise.nn import functional, streams
 from setwise.nn.attention import record_attention
 from setwise.nn.batchformer import BatchFormer, BatchFormerV2
 from setwise.nn.insertion import insert, remove
+from setwise.nn.micro_batch import in_micro_batches
 
-__all__ = ["BatchFormer", "BatchFormerV2", "functional", "insert", "record_attention", "remove", "streams"]
+__all__ = [
+    "BatchFormer",
+    "BatchFormerV2",
+    "functional",
+    "in_micro_batches",
+    "insert",
+    "record_attention",
+    "remove",
+    "streams",
+]

@@ -63,6 +63,9 @@ class Data:
     """Decode the set once into memory, read it from files every epoch, or decide by its size."""
     batch_size: int = 128
     """Samples of a training step, which is also the set that the relation sees."""
+    micro_batch: int | None = None
+    """Samples of which activations are held at a time, for a batch that does not fit; exact, at 4/3 of the time. None:
+    all of the batch."""
     num_workers: int | None = None
     """Processes that read files; None: none for sets in memory, else the cores there are."""
 

@@ -20,7 +20,7 @@ from setwise.data import Batch
 from setwise.errors import RunError
 from setwise.losses import Criterion
 from setwise.metrics import adjust, choose_tau, classification_metrics, multilabel_metrics
-from setwise.nn import BatchFormer, streams
+from setwise.nn import BatchFormer, in_micro_batches, streams
 from setwise.nn.attend import attend_mask
 from setwise.nn.gather import gather_objects
 
@@ -44,6 +44,7 @@ class Classification(L.LightningModule):
         related_weight: weight of the related stream's loss against the plain stream's 1. Paper: 1.
         relate_at_test: predict from related features (transductive); the paper predicts from plain ones.
         multi_label: targets are ``[B, K]`` and several classes may be right.
+        micro_batch: samples of which the backbone's activations are held at a time; None: all of the batch.
         seed: keys the dropout of every step, so that a resumed run draws what an unbroken one would have drawn.
 
     Source: Hou, Yu, Tao, BatchFormer, CVPR 2022, arXiv:2203.01522, sections 3.2 and 3.3.
@@ -66,13 +67,14 @@ class Classification(L.LightningModule):
         related_weight: float = 1.0,
         relate_at_test: bool = False,
         multi_label: bool = False,
+        micro_batch: int | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
         self.backbone, self.head, self.criterion, self.relation = backbone, head, criterion, relation
         self.make_optimizer, self.counts, self.groups = optimizer, counts, groups
         self.attend, self.related_weight, self.relate_at_test = attend, related_weight, relate_at_test
-        self.multi_label, self.seed = multi_label, seed
+        self.multi_label, self.micro_batch, self.seed = multi_label, micro_batch, seed
         self._curves: dict[str, list[Tensor]] = {}
         self._validation: list[tuple[Tensor, Tensor]] = []
         self._warned = False
@@ -91,7 +93,7 @@ class Classification(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The paper's step: relate the features, score both streams with one head, double the target."""
-        z = self.backbone(batch.image)  # [B, C]
+        z = in_micro_batches(self.backbone, batch.image, self.micro_batch or len(batch.image))  # [B, C]
         if self.relation is not None:
             z = self.relation(z, self._mask(batch.target, batch_idx))  # [S*B, C]
         logits = self.head(z)  # [S*B, K]
