@@ -20,6 +20,7 @@ from lightning.pytorch.callbacks import Callback
 from setwise.data.images import num_cores
 from setwise.errors import InvalidInput, RunError, choose
 from setwise.judge import Arm, Plan, read_plan, write_plan
+from setwise.launch import started
 from setwise.metrics import lower_is_better
 from setwise.nn.attend import ATTEND
 from setwise.recipes import Recipe
@@ -75,6 +76,11 @@ def make_plan(recipe: Recipe, *, attend: Sequence[str] = (), tune: Mapping[str, 
         InvalidInput: if there is no seed, or a field is to be tuned that would make the arms incomparable.
         RunError: if the recipe has no relation to compare.
     """
+    if started(recipe.trainer.devices, recipe.trainer.num_nodes) != (1, 1):
+        raise RunError(
+            "A comparison trains each run in one process, several runs side by side (--workers). Train runs of several "
+            "devices one by one with `setwise train`."
+        )
     if recipe.variant != "related":
         raise RunError(
             f"A comparison needs a related recipe, but {recipe.name!r} is {recipe.variant} (relation.name "

@@ -19,7 +19,9 @@ from safetensors.torch import load_file, save_file
 from setwise.build import build_data, build_loader, build_task
 from setwise.data import Loader
 from setwise.errors import DataError, InvalidInput, RunError, SetwiseError, choose
+from setwise.launch import is_first, started
 from setwise.metrics import lower_is_better
+from setwise.nn.gather import gather_objects
 from setwise.recipes import Recipe, yaml_file
 from setwise.run_folder import RunFolder, commit, read_lines, versions, write_whole
 from setwise.scoring import Model, class_table, scores_of, write_results
@@ -51,35 +53,56 @@ def fit(
         say: told what a person should know.
         callbacks: further Lightning callbacks.
 
+    Several processes train together where the recipe's trainer asks for several devices, or torchrun or SLURM started
+    several; the first one writes.
+
     Returns:
         The run's line of ``results.jsonl``.
 
     Raises:
         RunError: if the folder holds another run, memory does not suffice, or the loss is no number.
     """
-    folder = RunFolder(out)
-    _check_folder(folder, recipe, resume=resume)
+    folder, first = RunFolder(out), is_first()
+    if first:
+        _check_folder(folder, recipe, resume=resume)
+    else:
+        say = _say_nothing
     if folder.complete:
         say(f"{folder.path} is complete already; nothing to do.")
         return read_lines(folder.results)[-1]
     start = time.perf_counter()
     model, task, loaders, notes = _build(recipe, say)
     trainer = make_trainer(recipe, folder, progress=progress, callbacks=callbacks)
-    _write_head(folder, recipe, notes)
+    if first:
+        _write_head(folder, recipe, notes)
     with _explained(recipe):
         last = folder.last if folder.last.is_file() else None
         trainer.fit(task, loaders["train"], loaders["val"], ckpt_path=last, weights_only=True)
+        folder = RunFolder(trainer.strategy.broadcast(folder.path))  # where the first process made it
         if recipe.trainer.select != "last":
             _load_best(task, folder, say)
         task.to(trainer.strategy.root_device)  # from which Lightning has taken it
         val, test = scores_of(task, loaders["val"]), scores_of(task, loaders["test"])
+    line: dict[str, Any] = {}
+    notes += tuple(_skipped(loaders, say))
+    if first:
+        _write_environment(folder, notes)
+        save_file({name: tensor.contiguous() for name, tensor in task.cpu().state_dict().items()}, folder.weights)
+        line = write_results(recipe, folder, task, model, val=val, test=test, seconds=time.perf_counter() - start)
+    return trainer.strategy.broadcast(line)
+
+
+def _skipped(loaders: dict[str, Loader], say: Say) -> Iterator[str]:
+    """One sentence on each part of which images could not be read, by whichever process."""
     for part, loader in loaders.items():
-        if loader.skipped:
-            notes += (f"Unreadable images of {part}, skipped: {len(loader.skipped)}; the first: {loader.skipped[0]}.",)
-            say(notes[-1])
-    _write_environment(folder, notes)
-    save_file({name: tensor.contiguous() for name, tensor in task.cpu().state_dict().items()}, folder.weights)
-    return write_results(recipe, folder, task, model, val=val, test=test, seconds=time.perf_counter() - start)
+        if names := [name for names in gather_objects(loader.skipped) for name in names]:
+            note = f"Unreadable images of {part}, skipped: {len(names)}; the first: {names[0]}."
+            say(note)
+            yield note
+
+
+def _say_nothing(text: str) -> None:
+    """All processes but the first are silent."""
 
 
 def rehearse(recipe: Recipe, *, say: Say = print) -> None:
@@ -138,14 +161,17 @@ def make_trainer(
         saved.append(ModelCheckpoint(folder.checkpoints, "best", save_top_k=1, enable_version_counter=False, **watch))
     if part.select == "early-stopping":
         saved.append(EarlyStopping(patience=part.patience, **watch))
-    if progress:
+    if progress and is_first():
         from lightning.pytorch.callbacks import RichProgressBar
 
         saved.append(RichProgressBar())
+    devices, num_nodes = started(part.devices, part.num_nodes)
     try:
         return L.Trainer(
             accelerator=part.accelerator,
-            devices=1,
+            devices=devices,
+            num_nodes=num_nodes,
+            strategy="ddp" if devices * num_nodes > 1 else "auto",
             precision=part.precision,  # type: ignore[arg-type]
             max_epochs=part.epochs,
             max_steps=part.max_steps or -1,
@@ -156,7 +182,7 @@ def make_trainer(
             num_sanity_val_steps=0,
             log_every_n_steps=1,
             enable_model_summary=False,
-            enable_progress_bar=progress,
+            enable_progress_bar=progress and is_first(),
             use_distributed_sampler=False,  # our sampler slices by rank itself, keyed by seed and epoch
         )
     except (ImportError, ValueError, MisconfigurationException) as error:

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from setwise.data import Splits
 from setwise.errors import DataError, RunError
 from setwise.metrics import TAUS, adjust, per_class_accuracy, predictions_over_taus
+from setwise.nn.gather import gather_objects
 from setwise.recipes import Recipe
 from setwise.run_folder import RunFolder, commit, versions, write_whole
 from setwise.tasks import Classification
@@ -59,6 +60,8 @@ class Model:
 def scores_of(task: Classification, loader: DataLoader[Any]) -> dict[str, Tensor]:
     """Scores, targets and indices of one part in its order, on the CPU; computed in the precision of the weights.
 
+    Several processes compute a share each, and all of them get the whole.
+
     Returns:
         ``scores [N, K]``, ``target [N]`` or ``[N, K]``, ``index [N]``.
 
@@ -73,7 +76,8 @@ def scores_of(task: Classification, loader: DataLoader[Any]) -> dict[str, Tensor
             parts[name].append(tensor.cpu())
     if not parts["index"]:
         raise RunError("There is no image to evaluate: this part of the data set is empty.")
-    joined = {name: torch.cat(tensors) for name, tensors in parts.items()}
+    mine = {name: torch.cat(tensors) for name, tensors in parts.items()}
+    joined = {name: torch.cat([of_rank[name] for of_rank in gather_objects(mine)]) for name in mine}
     order = joined["index"].argsort()  # a transductive evaluation is mixed
     return {name: tensor[order] for name, tensor in joined.items()}
 

@@ -17,6 +17,7 @@ from rich.text import Text
 from setwise.cli.bar import Bar
 from setwise.cli.options import NAMELESS, find_recipe, parse, parse_with_recipe, take_name
 from setwise.errors import InvalidInput, RunError, choose
+from setwise.launch import is_first
 from setwise.recipes import RECIPES, Recipe
 from setwise.recipes.schema import Variant
 from setwise.run_folder import RunFolder, fresh_folder, read_classes
@@ -141,6 +142,8 @@ def train_(args: Sequence[str]) -> None:
 
     with _no_empty_folder(folder):
         line = fit(recipe, folder, resume=options.resume, progress=sys.stderr.isatty())
+    if not is_first():
+        return
     Console().print(run_table(line["metrics"], read_classes(folder)))
     print(f"run     {folder}\nreport  {write_run_report(folder)}")
 
@@ -149,7 +152,7 @@ def _train_folder(name: str, recipe: Recipe, options: _Train) -> Path:
     if options.out is not None:
         return options.out
     if not options.resume:
-        return fresh_folder(RUNS, recipe.name)
+        return fresh_folder(RUNS, recipe.name) if is_first() else RUNS / recipe.name  # the first process tells the rest
     if Path(name).is_dir():
         return Path(name)
     unfinished = [

@@ -1,11 +1,10 @@
 """The set across processes."""
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.nn.functional import all_gather
 
 from setwise.errors import InvalidInput
 
@@ -40,7 +39,29 @@ def gather_set(x: Tensor) -> Tensor:
             f"Gathering needs as many samples on every process, but they hold {counts}. Drop the last incomplete "
             "batch in training (drop_last=True)."
         )
-    return torch.cat(all_gather(x.contiguous()))
+    return _Gather.apply(x)
+
+
+class _Gather(torch.autograd.Function):
+    """Every rank gets the samples of all; in the backward pass, what all of them say about its own.
+
+    torch's own differentiable gather does the same and is deprecated in favour of a private one (torch 2.15).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.rows = x.shape[0]
+        x = x.contiguous()
+        parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, x)
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        gradient = gradient.contiguous().clone()  # reduced in place, and not ours
+        dist.all_reduce(gradient)
+        first = dist.get_rank() * ctx.rows
+        return gradient[first : first + ctx.rows]
 
 
 def gather_objects(value: T) -> list[T]:

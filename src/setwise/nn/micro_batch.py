@@ -64,12 +64,15 @@ def in_micro_batches(backbone: nn.Module, x: Tensor, size: int) -> Tensor:
 def _statistics_kept(backbone: nn.Module) -> Iterator[None]:
     """Leave BatchNorm's running statistics and counters as they are, while it normalises as in training."""
     norms = [m for m in backbone.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
-    before = [(norm, norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
+    momenta = [norm.momentum for norm in norms]
+    counters = [norm.num_batches_tracked for norm in norms if norm.num_batches_tracked is not None]
+    counts = [counter.clone() for counter in counters]
     for norm in norms:
         norm.momentum = 0.0  # what is mixed in has no weight
     try:
         yield
     finally:
-        for norm, momentum, count in before:
+        for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
-            norm.num_batches_tracked.copy_(count)
+        for counter, count in zip(counters, counts, strict=True):
+            counter.copy_(count)

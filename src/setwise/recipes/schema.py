@@ -62,7 +62,7 @@ class Data:
     cache: Literal["auto", "memory", "files"] = "auto"
     """Decode the set once into memory, read it from files every epoch, or decide by its size."""
     batch_size: int = 128
-    """Samples of a training step, which is also the set that the relation sees."""
+    """Samples of a training step in each process, which are also the set that the relation sees."""
     micro_batch: int | None = None
     """Samples of which activations are held at a time, for a batch that does not fit; exact, at 4/3 of the time. None:
     all of the batch."""
@@ -109,6 +109,8 @@ class Relation:
     """Weight decay of the relation; None: the optimizer's."""
     related_weight: float = 1.0
     """Weight of the related stream's loss against the plain stream's 1; the sum is divided by 1 + this weight."""
+    gather: bool = False
+    """Relate the samples of all processes, with exact gradients; the set is then devices x batch size."""
     relate_at_test: bool = False
     """Transductive evaluation: predictions of the test batch depend on each other. The paper removes the relation."""
 
@@ -188,6 +190,10 @@ class Trainer:
     """Largest norm of the gradient; None: not clipped."""
     accelerator: str = "auto"
     """Lightning's accelerator: auto, cpu, gpu ..."""
+    devices: int | None = None
+    """Devices of one machine, a process each; None: as many as torchrun or SLURM started processes, else 1."""
+    num_nodes: int | None = None
+    """Machines; None: as many as the launcher says, else 1."""
     logger: tuple[str, ...] = ("tensorboard", "csv")
     """Loggers by short name, or any of Lightning's by class name (WandbLogger)."""
 

@@ -22,7 +22,7 @@ from setwise.losses import Criterion
 from setwise.metrics import adjust, choose_tau, classification_metrics, multilabel_metrics
 from setwise.nn import BatchFormer, in_micro_batches, streams
 from setwise.nn.attend import attend_mask
-from setwise.nn.gather import gather_objects
+from setwise.nn.gather import gather_objects, gather_set, place
 
 __all__ = ["Classification"]
 
@@ -106,10 +106,13 @@ class Classification(L.LightningModule):
 
     def _mask(self, target: Tensor, batch_idx: int) -> Tensor | None:
         self._warn_single_class(target)
-        if self.attend == "shuffled":
-            order = seeds.generator(self.seed, "shuffled", self.current_epoch, batch_idx)
-            return attend_mask(self.attend, target, generator=order)
-        return attend_mask(self.attend, target)
+        relation = self.relation
+        gathered = relation is not None and relation.gather and self.attend not in ("all", "uniform")
+        everyone = gather_set(target) if gathered else target
+        order = seeds.generator(self.seed, "shuffled", self.current_epoch, batch_idx)  # the same on every process
+        mask = attend_mask(self.attend, everyone, generator=order)
+        first = place()[0] * len(target) if gathered else 0
+        return mask if mask is None else mask[first : first + len(target)]  # [B, B] or [B, world_size * B]
 
     def _warn_single_class(self, target: Tensor) -> None:
         # Asked of the first batch alone: comparing labels waits for the device.
@@ -150,7 +153,8 @@ class Classification(L.LightningModule):
         means = {name: torch.stack(values).mean() for name, values in self._curves.items()}
         self._curves.clear()
         self.log_dict(means, sync_dist=True)
-        if not all(torch.isfinite(value) for value in means.values()):
+        finite = all(bool(torch.isfinite(value)) for value in means.values())
+        if not all(gather_objects(finite)):  # all processes end, or those that went on would wait for ever
             raise RunError(
                 f"The loss of epoch {self.current_epoch} is not a finite number: the training has diverged. Lower "
                 "--optimizer.lr, warm up longer (--optimizer.warmup-epochs), or clip with --trainer.gradient-clip 1."

@@ -1,0 +1,70 @@
+"""Which processes train one model together: as the recipe says, or as their launcher does.
+
+torchrun, SLURM's srun and Lightning's own ddp tell every process its rank in the environment. Only the first process
+makes folders, writes and prints.
+"""
+
+import os
+from collections.abc import Mapping
+
+from setwise.errors import InvalidInput
+
+__all__ = ["is_first", "started"]
+
+RANKS = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
+"""Where a launcher puts the rank of a process; the first that is set counts."""
+
+
+def is_first(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether this process is the one that writes: rank 0, or the only one."""
+    if "RANK" not in environment and not _under_slurm(environment):
+        return environment.get("LOCAL_RANK", "0") == "0"
+    return next(environment[name] for name in RANKS if name in environment) == "0"
+
+
+def started(devices: int | None, num_nodes: int | None, environment: Mapping[str, str] = os.environ) -> tuple[int, int]:
+    """Processes on each machine and machines.
+
+    Args:
+        devices: what the recipe asks for; None: what the launcher started, else 1.
+        num_nodes: the same for machines.
+        environment: of this process.
+
+    Raises:
+        InvalidInput: if recipe and launcher contradict each other, or the launcher's numbers do not fit.
+
+    >>> started(None, None, {"WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4", "RANK": "0"})
+    (4, 2)
+    """
+    found = _of_launcher(environment)
+    if found is None:
+        return devices or 1, num_nodes or 1
+    for name, wanted, given in zip(("devices", "num_nodes"), (devices, num_nodes), found, strict=True):
+        if wanted is not None and wanted != given:
+            raise InvalidInput(
+                f"`trainer.{name}` is {wanted}, but the launcher started {given}. Leave it out: the launcher knows."
+            )
+    return found
+
+
+def _of_launcher(environment: Mapping[str, str]) -> tuple[int, int] | None:
+    if "WORLD_SIZE" in environment and "LOCAL_WORLD_SIZE" in environment:  # torchrun
+        return _shared_out(int(environment["WORLD_SIZE"]), local=int(environment["LOCAL_WORLD_SIZE"]))
+    if _under_slurm(environment):
+        nodes = int(environment.get("SLURM_NNODES", environment.get("SLURM_JOB_NUM_NODES", "1")))
+        tasks = int(environment["SLURM_NTASKS"])
+        if tasks % nodes:
+            raise InvalidInput(f"SLURM started {tasks} tasks on {nodes} nodes: ask for as many on each node.")
+        return tasks // nodes, nodes
+    return None
+
+
+def _under_slurm(environment: Mapping[str, str]) -> bool:
+    """Started by srun or sbatch; a shell that SLURM gave to a person is none of its tasks."""
+    return "SLURM_NTASKS" in environment and environment.get("SLURM_JOB_NAME") not in ("bash", "interactive")
+
+
+def _shared_out(world: int, *, local: int) -> tuple[int, int]:
+    if world % local:
+        raise InvalidInput(f"The launcher started {world} processes, {local} here: start as many on each machine.")
+    return local, world // local
