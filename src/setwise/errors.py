@@ -8,7 +8,7 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import TypeVar, overload
 
-__all__ = ["DataError", "InvalidInput", "MissingFile", "RunError", "SetwiseError", "UnknownName", "choose"]
+__all__ = ["DataError", "InvalidInput", "MissingFile", "RunError", "SetwiseError", "Stopped", "UnknownName", "choose"]
 
 
 T = TypeVar("T")
@@ -36,6 +36,10 @@ class DataError(SetwiseError, ValueError):
 
 class RunError(SetwiseError, RuntimeError):
     """A run cannot start, continue or be read."""
+
+
+class Stopped(RunError):
+    """A run was told to stop, did, and can continue; the command ends with status 143."""
 
 
 @overload

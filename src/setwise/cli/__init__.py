@@ -1,14 +1,15 @@
 """The command line: the only place that composes recipes, runs and reports.
 
 ``main`` looks at the verb, imports what that verb needs and nothing else, and turns the library's errors into one
-sentence and an exit status: 0 done, 1 the run failed, 2 wrong usage or input, 130 interrupted.
+sentence and an exit status: 0 done, 1 the run failed (or the audit found a dependence), 2 wrong usage or input, 130
+interrupted, 143 stopped by SIGTERM (``--resume`` continues).
 """
 
 import sys
 from collections.abc import Sequence
 
 from setwise import __version__
-from setwise.errors import RunError, SetwiseError, choose
+from setwise.errors import RunError, SetwiseError, Stopped, choose
 
 __all__ = ["main"]
 
@@ -19,9 +20,13 @@ VERBS = {
     "test": "evaluate a trained run again",
     "predict": "classify images or folders with a trained run, as CSV",
     "compare": "what learning from each other brings: plain, related and control over the same seeds",
+    "audit": "whether a prediction depends on its batch-mates, and at which module they come in",
     "report": "write the HTML report of a run or a comparison again",
     "export": "write the plain model as safetensors, torch.export and ONNX",
 }
+
+STOPPED = 128 + 15
+"""What a shell reports of a command that SIGTERM ended, so that a scheduler sees that there is more to do."""
 
 HELP = """setwise {version}: attention over sets of samples
 
@@ -57,10 +62,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         choose(arguments[0], VERBS, "verb")
         from setwise.cli import verbs
 
-        getattr(verbs, f"{arguments[0]}_")(arguments[1:])
+        return getattr(verbs, f"{arguments[0]}_")(arguments[1:]) or 0  # only an audit has a status of its own
     except SetwiseError as error:
         print(f"setwise: {error}", file=sys.stderr)
-        return 1 if isinstance(error, RunError) else 2
+        return STOPPED if isinstance(error, Stopped) else 1 if isinstance(error, RunError) else 2
     except KeyboardInterrupt:
         print("\nsetwise: interrupted; what was done is kept, and --resume continues it.", file=sys.stderr)
         return 130
@@ -69,4 +74,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `setwise list | head`
         sys.stderr.close()
         return 0
-    return 0

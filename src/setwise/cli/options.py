@@ -1,6 +1,7 @@
 """Arguments -> recipe and the verb's own options. The recipe's dataclasses are the parser: nothing is listed twice."""
 
 import dataclasses
+import inspect
 import itertools
 import typing
 from collections.abc import Sequence
@@ -71,7 +72,7 @@ def find_recipe(name: str) -> Recipe:
 
 def parse(verb: str, own: type[T], args: Sequence[str]) -> T:
     """Parse the options of a verb that takes no recipe fields."""
-    return tyro.cli(own, args=list(args), prog=f"setwise {verb}", description=own.__doc__)
+    return tyro.cli(own, args=list(args), prog=f"setwise {verb}", description=inspect.getdoc(own))
 
 
 def parse_with_recipe(verb: str, name: str, own: type[T], recipe: Recipe, args: Sequence[str]) -> tuple[T, Recipe]:

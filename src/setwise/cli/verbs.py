@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from setwise.cli.audit import audit_
 from setwise.cli.bar import Bar
 from setwise.cli.options import NAMELESS, find_recipe, parse, parse_with_recipe, take_name
 from setwise.errors import InvalidInput, RunError, choose
@@ -25,7 +26,7 @@ from setwise.run_folder import RunFolder, fresh_folder, read_classes
 if TYPE_CHECKING:
     from setwise.judge import Plan
 
-__all__ = ["compare_", "data_", "export_", "list_", "predict_", "report_", "test_", "train_"]
+__all__ = ["audit_", "compare_", "data_", "export_", "list_", "predict_", "report_", "test_", "train_"]
 
 RUNS = Path("runs")
 Tables = Literal["recipes", "datasets", "backbones", "criteria", "transforms", "tasks"]

@@ -2,6 +2,7 @@
 
 from setwise.nn import functional, streams
 from setwise.nn.attention import record_attention
+from setwise.nn.auditing import audit
 from setwise.nn.batchformer import BatchFormer, BatchFormerV2
 from setwise.nn.insertion import insert, remove
 from setwise.nn.micro_batch import in_micro_batches
@@ -9,6 +10,7 @@ from setwise.nn.micro_batch import in_micro_batches
 __all__ = [
     "BatchFormer",
     "BatchFormerV2",
+    "audit",
     "functional",
     "in_micro_batches",
     "insert",
