@@ -131,7 +131,8 @@ def _check(recipe: Recipe) -> None:
     """Refuse what would run, and be something else than it looks like."""
     data, relation = recipe.data, recipe.relation
     at_least = {"trainer.epochs": 1, "trainer.val_every": 1, "trainer.checkpoint_every": 1, "trainer.patience": 1}
-    at_least |= {"trainer.max_steps": 1, "relation.related_weight": 0, "num_seeds": 1, "data.batch_size": 1, "data.micro_batch": 1, "trainer.devices": 1, "trainer.num_nodes": 1}
+    at_least |= {"trainer.max_steps": 1, "trainer.devices": 1, "trainer.num_nodes": 1, "num_seeds": 1}
+    at_least |= {"relation.related_weight": 0, "data.batch_size": 1, "data.micro_batch": 1}
     for path, smallest in at_least.items():
         group, _, name = path.rpartition(".")
         value = getattr(getattr(recipe, group) if group else recipe, name)

@@ -11,8 +11,7 @@ import torch
 from torch import nn
 
 from setwise.errors import InvalidInput
-from setwise.nn import BatchFormer, BatchFormerV2
-from setwise.nn import audit
+from setwise.nn import BatchFormer, BatchFormerV2, audit
 
 B, N, C = 5, 6, 8
 
