@@ -39,6 +39,14 @@ def masks():
     return mask
 
 
+def paddings():
+    """Random; at the last position only samples of the second rank are real, at the first nobody."""
+    padding = torch.rand(WORLD * B, N, generator=torch.Generator().manual_seed(4)) > 0.5
+    padding[:, 0] = padding[:B, -1] = True
+    padding[B:, -1] = False
+    return padding
+
+
 def losses(out):
     """One number a row, which no two rows and no two streams weigh alike; their mean is the loss."""
     rows = out.flatten(1).tanh()
@@ -67,6 +75,7 @@ def one_of_two(rank, folder):
     relation = networks()["v1"][1]
     x = batches()["v1"][mine]
     found["masked"] = relation(x, masks()[mine]).detach()
+    found["padded"] = padded(networks()["v2"], batches()["v2"][mine], paddings()[mine])
     with record_attention(relation.eval()) as maps:
         assert relation(x) is x
     found["map"] = maps[""][0]
@@ -75,6 +84,18 @@ def one_of_two(rank, folder):
     found["sentences"] += [_sentence(relation, x, torch.ones(B, B, dtype=torch.bool))]
     torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
+
+
+def padded(network, x, padding):
+    """Output and weights' gradients, averaged over the processes, of a relation that keeps padding out."""
+    out = network[1](network[0](x), padding=padding)
+    losses(out).mean().backward()
+    gradients = {key: parameter.grad for key, parameter in network.named_parameters()}
+    if dist.is_initialized():
+        for gradient in gradients.values():
+            dist.all_reduce(gradient)
+            gradient /= WORLD
+    return {"out": out.detach(), "gradients": gradients}
 
 
 def _sentence(relation, *inputs):
@@ -127,6 +148,16 @@ def test_a_mask_has_a_column_for_every_gathered_sample(findings):
     for rank, found in enumerate(findings):
         mine = slice(rank * B, (rank + 1) * B)
         torch.testing.assert_close(found["masked"], torch.cat([plain[mine], related[mine]]))
+
+
+def test_padding_is_known_of_all_processes(findings):
+    expected = padded(networks()["v2"], batches()["v2"], paddings())
+    plain, related = expected["out"].chunk(2)
+    for rank, found in enumerate(findings):
+        mine = slice(rank * B, (rank + 1) * B)
+        torch.testing.assert_close(found["padded"]["out"], torch.cat([plain[mine], related[mine]]))
+        for key, gradient in expected["gradients"].items():
+            torch.testing.assert_close(found["padded"]["gradients"][key], gradient)
 
 
 def test_maps_show_the_gathered_set(findings):

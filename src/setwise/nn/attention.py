@@ -93,16 +93,17 @@ class SetAttention(nn.Module):
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries ``[N, heads, B, d]``, keys and values ``[N, heads, keys, d]``, as views without a copy."""
-        heads = (3, self.num_heads, -1)
-        if not self.gather:
-            packed = F.linear(x, self.in_proj_weight, self.in_proj_bias).unflatten(-1, heads)
-            query, key, value = packed.permute(2, 1, 3, 0, 4).unbind(0)
-            return query, key, value
-        dim = x.shape[-1]
-        query = F.linear(x, self.in_proj_weight[:dim], self.in_proj_bias[:dim]).unflatten(-1, heads[1:])
-        packed = F.linear(gather_set(x), self.in_proj_weight[dim:], self.in_proj_bias[dim:])
-        key, value = packed.unflatten(-1, (2, *heads[1:])).permute(2, 1, 3, 0, 4).unbind(0)
-        return query.permute(1, 2, 0, 3), key, value
+        if self.gather:
+            dim = x.shape[-1]
+            query = F.linear(x, self.in_proj_weight[:dim], self.in_proj_bias[:dim])
+            packed = F.linear(gather_set(x), self.in_proj_weight[dim:], self.in_proj_bias[dim:])
+            key, value = packed.chunk(2, -1)
+        else:  # cut along the channels, so that the gradient is put together in the layout the product needs
+            query, key, value = F.linear(x, self.in_proj_weight, self.in_proj_bias).chunk(3, -1)
+        return self._split_heads(query), self._split_heads(key), self._split_heads(value)
+
+    def _split_heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.num_heads, -1)).permute(1, 2, 0, 3)  # [B, N, C] -> [N, heads, B, d]
 
 
 class EncoderLayer(nn.Module):

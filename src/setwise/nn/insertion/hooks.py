@@ -26,7 +26,7 @@ from setwise.errors import InvalidInput
 from setwise.nn import streams
 from setwise.nn.batchformer import BatchFormer, BatchFormerV2
 
-__all__ = ["ARGUMENTS", "INPUTS", "OTHER_ARGUMENTS", "Entry", "Inputs", "Once", "Output", "Relate", "parameters_of"]
+__all__ = ["ARGUMENTS", "INPUTS", "OTHER_ARGUMENTS", "Entry", "Inputs", "Once", "Relate", "parameters_of"]
 
 # fmt: off
 INPUTS = frozenset({
@@ -65,6 +65,9 @@ OTHER_ARGUMENTS = frozenset({
 })
 # fmt: on
 """Arguments of layers that are the same for all samples, or absent in an encoder."""
+
+COUNT = "num_items_in_batch"
+"""By this number transformers' losses divide a sum, which is over both streams."""
 
 
 @dataclass(frozen=True)
@@ -143,11 +146,8 @@ class Relate:
         return _relate(entry, x, self.first, padding)
 
     def _check_features(self, x: Tensor) -> None:
-        if (
-            isinstance(self.entries[0].relation, BatchFormer)
-            and x.dim() > 2
-            and x.numel() != x.shape[0] * self.entries[0].relation.dim
-        ):
+        relation = entry.relation if (entry := self.entries[0]) is not None else None
+        if isinstance(relation, BatchFormer) and x.dim() > 2 and x.numel() != x.shape[0] * relation.dim:
             raise InvalidInput(
                 f"BatchFormer relates one feature vector [B, C] a sample, but {tuple(x.shape)} passes here. Use "
                 '"batchformer-v2", which relates every position.'
@@ -168,7 +168,8 @@ class Relate:
             attended = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
             mask = attended.any(1).any(1)  # [B, heads, queries, keys] -> [B, keys]
         padding = ~mask.bool()
-        return padding if self.first and not self.doubled else padding.chunk(2)[0]
+        one_stream = not self.relation.training or (self.first and not self.doubled)
+        return padding if one_stream else padding.chunk(2)[0]
 
 
 def _relate(entry: Entry, x: Tensor, first: bool, padding: Tensor | None) -> Tensor:
@@ -200,34 +201,6 @@ def _is_watched(relation: nn.Module) -> bool:
     return bool(relation._forward_pre_hooks)
 
 
-class Output:
-    """Check that both streams came out of a forked model.
-
-    Args:
-        relation: its ``training`` decides.
-        rows: rows of the output for one sample, measured on the plain model.
-    """
-
-    def __init__(self, relation: nn.Module, rows: int) -> None:
-        self.relation, self.rows = relation, rows
-
-    def check(self, model: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
-        """Hook behind the model."""
-        given = next((v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)), None)
-        if not self.relation.training or given is None:
-            return
-        values = output.values() if isinstance(output, Mapping) else output
-        first = output if isinstance(output, Tensor) else next((v for v in values if isinstance(v, Tensor)), None)
-        wanted = 2 * self.rows * given.shape[0]
-        if first is not None and (first.dim() == 0 or first.shape[0] != wanted):
-            raise InvalidInput(
-                f"In training the output of {type(model).__name__} must have {wanted} rows, both streams of "
-                f"{given.shape[0]} samples, but it has shape {tuple(first.shape)}: the relation was not reached, or "
-                "what follows it counts the samples anew. If the classifier was replaced, call remove(model) and "
-                "insert again; otherwise name another place with `at`."
-            )
-
-
 class Inputs:
     """Double the inputs of a model, by name.
 
@@ -244,11 +217,15 @@ class Inputs:
         if not self.relation.training:
             return None
         named, rest = _bind(model, args, kwargs)
-        rows = next((len(v) for k, v in named.items() if k in self.names and isinstance(v, Tensor)), 0)
+        main = named.get(getattr(model, "main_input_name", ""))
+        candidates = [main, *(value for name, value in named.items() if name in self.names)]
+        rows = next((len(value) for value in candidates if isinstance(value, Tensor)), 0)
         return rest, {name: self._double(name, value, rows) for name, value in named.items()}
 
     def _double(self, name: str, value: Any, rows: int) -> Any:
-        if not isinstance(value, Tensor | list | tuple):
+        if name == COUNT and value is not None:
+            return 2 * value
+        if not isinstance(value, Tensor | list | tuple) or (isinstance(value, Tensor) and value.dim() == 0):
             return value
         if name not in self.names:
             if isinstance(value, Tensor):
@@ -290,7 +267,7 @@ class Once:
 
     def _half(self, name: str, value: Tensor) -> Tensor:
         batched = self.names is None or value.dim() in self.names.get(name, ())
-        return value.chunk(2)[0] if batched and len(value) > 1 else value  # doubled rows are never one
+        return value.chunk(2)[0] if batched and value.dim() and len(value) > 1 else value  # doubled rows are never one
 
 
 def parameters_of(module: nn.Module, *, positional: bool = False) -> list[str]:

@@ -12,8 +12,9 @@ from torch import nn
 
 from setwise.errors import InvalidInput, choose
 from setwise.nn.batchformer import BatchFormer, BatchFormerV2
-from setwise.nn.insertion.hooks import ARGUMENTS, OTHER_ARGUMENTS, Entry, Inputs, Once, Output, Relate, parameters_of
-from setwise.nn.insertion.measure import Place, Seen, measure, observe
+from setwise.nn.insertion.checks import Output, Standing
+from setwise.nn.insertion.hooks import ARGUMENTS, OTHER_ARGUMENTS, Entry, Inputs, Once, Relate, parameters_of
+from setwise.nn.insertion.measure import Place, Seen, forks, measure, observe
 from setwise.nn.insertion.places import HEAD_NAMES, find_classifiers, find_layers, is_transformers
 
 __all__ = ["insert", "remove"]
@@ -99,19 +100,21 @@ def insert(
     before = at is None
     names = _before_classifier(model, relation) if at is None else _behind(model, relation, at)
     given = is_transformers(model)
-    seen = observe(model, [*names, ""], example)
+    seen = observe(model, [*names, "", *find_classifiers(model)], example)
     places = [measure(model, name, None if seen is None else seen[name], before, dim, channels_first) for name in names]
     if seen is not None:
         places.sort(key=lambda place: seen[place.name].order)
+    whole = given or (not before and seen is not None and not forks(model, places[0], seen))
     relations = _make(relation, places, shared, options, before)
     module = relations[0] if len({id(r) for r in relations}) == 1 else nn.ModuleList(dict.fromkeys(relations))
     _settle(model, module)
     insertion = _Insertion()
     if mask_padding is None:
         mask_padding = given and getattr(model, "main_input_name", "") == "input_ids"
-    _hang(model, insertion, places, relations, before, mask_padding)
-    if given:
-        _double_inputs(model, insertion, places, before, frozenset(doubled))
+    _hang(model, insertion, places, relations, before, mask_padding, whole)
+    if whole:
+        also = frozenset(doubled) if given else frozenset(parameters_of(model))
+        _double_inputs(model, insertion, places, before, also)
     elif seen is not None:
         _check_output(model, insertion, seen[""])
     setattr(model, RECORD, insertion)
@@ -260,9 +263,12 @@ def _hang(
     relations: list[nn.Module],
     before: bool,
     mask_padding: bool,
+    doubled: bool,
 ) -> None:
+    standing = Standing(relations[0], {place.name: model.get_submodule(place.name) for place in places})
+    insertion.hooked.append(standing)
+    model.register_forward_pre_hook(standing.check)
     following = iter(relations)
-    doubled = is_transformers(model)
     for index, place in enumerate(places):
         entries = tuple(
             None if width == 0 else Entry(next(following) if width else None, first)
@@ -270,7 +276,7 @@ def _hang(
         )
         module = model.get_submodule(place.name)
         alone = before or index == 0  # each classifier's features fork by themselves
-        once = doubled and not before and index == 0 and _may_run_once(module)
+        once = is_transformers(model) and not before and index == 0 and _may_run_once(module)
         site = Relate(
             relations[0], entries, first=alone, doubled=doubled and not once, mask_padding=mask_padding and not before
         )
@@ -293,6 +299,8 @@ def _double_inputs(
     inputs = Inputs(relation, also)
     insertion.hooked.append(inputs)
     model.register_forward_pre_hook(inputs.double, with_kwargs=True)
+    if not is_transformers(model):
+        return
     first = places[0].name
     layers = find_layers(model)
     earlier = layers[: layers.index(first) + 1] if not before and first in layers else [first] if not before else []

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from setwise.errors import InvalidInput
+from setwise.nn.insertion.hooks import Entry, Relate
 from setwise.nn.insertion.places import is_transformers, width_of
 
-__all__ = ["Place", "Seen", "measure", "observe"]
+__all__ = ["Place", "Seen", "forks", "measure", "observe"]
 
 Shape = tuple[int, ...]
 
@@ -29,12 +30,14 @@ class Seen:
         outputs: shapes of the output's entries (None: not a tensor), for each number of samples.
         calls: how often the module ran for two samples.
         order: when it ended, among the observed modules.
+        example: positional and named arguments of the model that ran.
     """
 
     inputs: list[Shape] = field(default_factory=list)
     outputs: list[list[Shape | None]] = field(default_factory=list)
     calls: int = 0
     order: int = -1
+    example: tuple[tuple, dict] = ((), {})
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,14 @@ def measure(
         raise InvalidInput(
             f"What {name} gives, {seen.outputs[0]} for two samples, holds nothing [B, C], [B, N, C], [B, H, W, C] or "
             "[B, C, H, W] with the batch on the first axis. Name another layer with `at`."
+        )
+    if sum(map(bool, widths)) > 1:  # several branches; or what is kept for whoever asks for it, as FocalNet's layers do
+        read = [not width or _is_read(model, name, index, seen.example) for index, width in enumerate(widths)]
+        widths = [width if used else None for width, used in zip(widths, read, strict=True)] if any(read) else widths
+    if dim is not None and dim not in widths:
+        raise InvalidInput(
+            f"`dim` is {dim}, but {name} gives {seen.outputs[0]} for two samples, with {[w for w in widths if w]} "
+            "channels. Pass example=<a batch it runs on> if images of that size are not what you train on."
         )
     return Place(name, tuple(widths), tuple(firsts))
 
@@ -138,7 +149,7 @@ def observe(model: nn.Module, names: Iterable[str], example: Any = None) -> dict
 
 
 def _observe(model: nn.Module, names: list[str], args: tuple, kwargs: dict) -> dict[str, Seen]:
-    seen = {name: Seen() for name in names}
+    seen = {name: Seen(example=(args, kwargs)) for name in names}
     order = iter(range(10**9))
     batch = 2
 
@@ -159,6 +170,70 @@ def _observe(model: nn.Module, names: list[str], args: tuple, kwargs: dict) -> d
         for hook in hooks:
             hook.remove()
     return seen
+
+
+def forks(model: nn.Module, place: Place, seen: Mapping[str, Seen]) -> bool:
+    """Whether what follows a place takes twice the rows from it: not if it joins them with what went around the place.
+
+    Measured in evaluation, with different samples. A classifier that runs in training only cannot be, so it counts as
+    one that does not.
+
+    Args:
+        model: is left as it was.
+        place: where the batch is to fork.
+        seen: what :func:`observe` saw there and in the model's classifiers.
+    """
+    if not all(entry.calls for entry in seen.values()):
+        return False
+    args, kwargs = _each_differs(seen[place.name].example)
+    repeat = Relate(nn.Identity(), tuple(None if width == 0 else Entry(None) for width in place.widths), first=True)
+    with _evaluating(model), torch.no_grad():
+        plain = _tensors(model(*args, **kwargs))
+        hook = model.get_submodule(place.name).register_forward_hook(repeat.output, with_kwargs=True)
+        try:
+            both = _tensors(model(*args, **kwargs))
+        except Exception:
+            return False
+        finally:
+            hook.remove()
+    return len(plain) == len(both) and all(
+        two.shape == (2 * len(one), *one.shape[1:])
+        and (two.is_meta or torch.allclose(two, torch.cat([one, one]), 1e-3, 1e-5))
+        for one, two in zip(plain, both, strict=True)
+    )
+
+
+def _is_read(model: nn.Module, name: str, index: int, example: tuple[tuple, dict]) -> bool:
+    """Whether the model's output depends on one entry of what a module gives: what nobody reads is not related."""
+    args, kwargs = _each_differs(example)
+
+    def change(module: nn.Module, args: tuple, output: Any) -> Any:
+        if not isinstance(output, tuple | list):
+            return output
+        given = [*output]
+        given[index] = x + torch.linspace(0, 1, x.numel()).to(x).view(x.shape) if (x := given[index]) is not None else x
+        return type(output)(*given) if hasattr(output, "_fields") else type(output)(given)
+
+    with _evaluating(model), torch.no_grad():
+        plain = _tensors(model(*args, **kwargs))
+        hook = model.get_submodule(name).register_forward_hook(change)
+        try:
+            changed = _tensors(model(*args, **kwargs))
+        finally:
+            hook.remove()
+    return any(not torch.equal(a, b) for a, b in zip(plain, changed, strict=True))
+
+
+def _each_differs(example: tuple[tuple, dict]) -> tuple[tuple, dict]:
+    def change(value: Any) -> Any:
+        two = _resize(value, 2)
+        return torch.cat([two[:1], two[1:] + 1]) if isinstance(two, Tensor) and two.is_floating_point() else two
+
+    return tuple(map(change, example[0])), {name: change(value) for name, value in example[1].items()}
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    return [x for x in entries(output) if isinstance(x, Tensor) and x.dim() > 0]
 
 
 def entries(output: Any) -> list[Any]:
@@ -194,8 +269,9 @@ def _as_arguments(example: Any) -> tuple[tuple, dict]:
 def _examples(model: nn.Module) -> list[tuple[tuple, dict]]:
     """Blank inputs to try, the likeliest first."""
     weight = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
-    channels = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d | nn.Conv3d)), 3)
-    images = [weight.new_zeros(1, channels, *size) for size in _image_sizes(model)]
+    first = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d | nn.Conv3d)), 3)
+    channels = dict.fromkeys((first, 3))  # the first layer may be behind a change of colours
+    images = [weight.new_zeros(1, count, *size) for count in channels for size in _image_sizes(model)]
     if not is_transformers(model):
         return [((image,), {}) for image in images]
     if getattr(model, "main_input_name", "") != "input_ids":

@@ -19,6 +19,9 @@ HEAD_NAMES = ("fc", "classifier", "head", "heads", "last_linear", "linear", "sco
 AUXILIARY_HEADS = ("aux1", "aux2", "AuxLogits", "aux_head")
 """Further classifiers of the same samples: GoogLeNet's and Inception's in torchvision, VOLO's in timm."""
 
+NO_CLASSIFIER = re.compile(r"box|(^|\.)(pre_|dense)")
+"""Layers of transformers that are no classifier, though they may have as many outputs as there are labels."""
+
 
 def is_transformers(model: nn.Module) -> bool:
     """Whether ``model`` is a model of transformers: those document ``config`` and ``base_model_prefix``."""
@@ -45,10 +48,18 @@ def find_classifiers(model: nn.Module) -> list[str]:
 
 def _transformers_classifiers(model: nn.Module) -> list[str]:
     labels = getattr(model.config, "num_labels", None)
-    scoring = {name: m for name, m in model.named_modules() if _scores(m) and width_of(m, out=True) == labels}
+    scoring = {
+        name: m
+        for name, m in model.named_modules()
+        if _scores(m) and width_of(m, out=True) == labels and not NO_CLASSIFIER.search(name)
+    }
     base = model.base_model_prefix
     outside = [name for name in scoring if not f"{name}.".startswith(f"{base}.")]
-    return outside or list(scoring)[-1:]
+    last = {}  # of a head with several layers the last one scores; the entries of a list are heads of their own
+    for name in outside:
+        head = name.rpartition(".")[0]
+        last[name if not head or isinstance(model.get_submodule(head), nn.ModuleList) else head] = name
+    return list(last.values()) or list(scoring)[-1:]
 
 
 def _modules_in(value: Any) -> list[nn.Module]:
@@ -80,11 +91,12 @@ def width_of(module: nn.Module, *, out: bool = False) -> int | None:
 def find_layers(model: nn.Module) -> list[str]:
     """Names of the layers of the model's encoder, in order: what an index in ``at`` counts.
 
-    timm's models name their blocks in ``group_matcher()``, transformers' derive them from one class; in others they
-    are the modules that stand most often in a ``Sequential`` or ``ModuleList``.
+    timm's models name their blocks in ``group_matcher()``, transformers' derive them from one class or call them
+    "...EncoderLayer" (a detector's backbone does not count); in others they are the modules of the class that stands
+    most often in a ``Sequential`` or ``ModuleList``, or else in the model itself.
     """
     if is_transformers(model):
-        layers = [name for name, m in model.named_modules() if _derives(m, "GradientCheckpointingLayer")]
+        layers = [name for name, m in model.named_modules() if _is_layer(m) and "backbone" not in name.split(".")]
         encoder = [name for name in layers if "encoder" in name.split(".")]
         layers = _outermost(encoder or [name for name in layers if "decoder" not in name.split(".")] or layers)
         return layers or _repeated(model)
@@ -108,8 +120,12 @@ def _matched(model: nn.Module) -> list[str]:
 
 
 def _repeated(model: nn.Module) -> list[str]:
-    """Own modules (not torch's) that stand in containers, outermost ones, of the class that is there most often."""
     containers = {name for name, m in model.named_modules() if type(m) in (nn.Sequential, nn.ModuleList)}
+    return _most_frequent(model, containers) or _most_frequent(model, {""})
+
+
+def _most_frequent(model: nn.Module, containers: set[str]) -> list[str]:
+    """Own modules (not torch's) directly in containers, outermost ones, of the class that is there most often."""
     inside = {
         name: type(module)
         for name, module in model.named_modules()
@@ -130,5 +146,8 @@ def _outermost(names: list[str]) -> list[str]:
     return [name for name in names if not any(name.startswith(f"{other}.") for other in names)]
 
 
-def _derives(module: nn.Module, name: str) -> bool:
-    return any(kind.__name__ == name for kind in type(module).__mro__)
+def _is_layer(module: nn.Module) -> bool:
+    """A layer of a transformer, of transformers; RT-DETR's do not derive from the class that the others have."""
+    return type(module).__name__.endswith("EncoderLayer") or any(
+        kind.__name__ == "GradientCheckpointingLayer" for kind in type(module).__mro__
+    )
