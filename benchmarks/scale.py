@@ -1,0 +1,241 @@
+"""What a larger set costs: in micro-batches, across two processes, and as the set itself grows.
+
+  micro    256 samples in micro-batches of 16: peak memory over that of one step of 16 samples plus the features, and
+           time over sixteen plain steps of 16 samples, which see the same images
+  set      forward and backward pass of one layer of width 512 as the set grows from 32 to 8,192 samples
+  gather   a step of two processes (gloo) with gather over the same step without
+  loader   images a second of the training loader over those of a training step, without workers and with two
+
+Times are medians of turns in which the variants alternate; memory is the growth of peak resident memory in a fresh
+process. The project's aims: micro at most 1.3x the memory and 1.4x the time (1.6x where random numbers are drawn in the
+backbone); memory of the set linear; the loader never slower than the step, and two workers not slower than none.
+"""
+
+import argparse
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import timm
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+import torch.nn.functional as F
+from step import peak_resident, processor
+from torch import nn
+
+from setwise.nn import BatchFormer, in_micro_batches, streams
+from setwise.nn.attention import EncoderLayer
+
+BATCH, MICRO, SIDE = 256, 16, 64
+SIZES = (32, 128, 512, 2048, 8192)
+WIDTH = 512
+Step = Callable[[], None]
+
+
+def vit(**options: float) -> nn.Module:
+    return timm.create_model("deit_tiny_patch16_224", img_size=SIDE, depth=6, num_classes=0, **options)
+
+
+BACKBONES: dict[str, Callable[[], nn.Module]] = {
+    "ViT, 6 blocks": vit,
+    "the same with drop path and dropout": lambda: vit(drop_path_rate=0.2, proj_drop_rate=0.1),
+    "ResNet-18 with GroupNorm": lambda: timm.create_model("resnet18", num_classes=0, norm_layer="groupnorm"),
+}
+
+
+# ---------------------------------------------------------------------------------------------------- micro-batches
+def micro_step(name: str, samples: int, size: int) -> Step:
+    """Forward and backward pass of ``samples`` in micro-batches of ``size``."""
+    torch.manual_seed(0)
+    backbone = BACKBONES[name]().train()
+    relation, head = BatchFormer(backbone.num_features, attention_dropout=0.0), nn.Linear(backbone.num_features, 100)
+    image, target = torch.randn(samples, 3, SIDE, SIDE), torch.randint(100, (samples,))
+
+    def step() -> None:
+        logits = head(relation(in_micro_batches(backbone, image, size)))
+        F.cross_entropy(logits, streams.tile(target, like=logits)).backward()
+
+    return step
+
+
+def memory_of_micro(name: str, samples: int) -> float:
+    """MiB that a step adds to what is there after a first step on two samples; for a fresh process."""
+    micro_step(name, 2, 2)()
+    images = samples * 3 * SIDE * SIDE * 4 / 2**20
+    before = peak_resident()
+    step = micro_step(name, samples, MICRO)
+    step()
+    return peak_resident() - before - images
+
+
+def micro(arguments: argparse.Namespace) -> list[str]:
+    lines = [
+        "| backbone | memory, one micro-batch | memory, 16 of them | ratio | time over plain steps |",
+        "|---|---|---|---|---|",
+    ]
+    for name in BACKBONES:
+        one, many = (fresh("micro", name, str(samples), arguments) for samples in (MICRO, BATCH))
+        features = BATCH * BACKBONES[name]().num_features * 4 / 2**20
+        plain, ours = micro_step(name, MICRO, MICRO), micro_step(name, BATCH, MICRO)
+
+        def sixteen(plain: Step = plain) -> None:
+            for _ in range(BATCH // MICRO):
+                plain()
+
+        ratio = alternate({"plain": sixteen, "ours": ours}, arguments.turns)
+        cells = [name, f"{one:.0f} MiB", f"{many:.0f} MiB", f"{many / (one + features):.2f}"]
+        lines.append(f"| {' | '.join(cells)} | {ratio['ours'] / ratio['plain']:.2f} |")
+    return lines
+
+
+# ----------------------------------------------------------------------------------------------------------- the set
+def set_step(samples: int) -> Step:
+    torch.manual_seed(0)
+    layer, x = EncoderLayer(WIDTH, 4, attention_dropout=0.0), torch.randn(samples, WIDTH, requires_grad=True)
+
+    def step() -> None:
+        layer(x).square().mean().backward()
+
+    return step
+
+
+def memory_of_set(samples: int) -> float:
+    set_step(32)()
+    before = peak_resident()
+    set_step(samples)()
+    return peak_resident() - before
+
+
+def the_set(arguments: argparse.Namespace) -> list[str]:
+    lines = ["| samples | step, ms | over the size before | memory, MiB |", "|---|---|---|---|"]
+    taken = alternate({str(size): set_step(size) for size in SIZES}, arguments.turns)
+    before = None
+    for size in SIZES:
+        now = 1000 * taken[str(size)]
+        growth = "" if before is None else f"{now / before:.1f}x"
+        memory = fresh("set", str(size), "", arguments)
+        lines.append(f"| {size:,} | {now:.1f} | {growth} | {memory:.0f} |")
+        before = now
+    return lines
+
+
+# -------------------------------------------------------------------------------------------------------- the gather
+def gather_process(rank: int, folder: str, turns: int) -> None:
+    torch.set_num_threads(1)
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    steps = {}
+    for name, gather in (("alone", False), ("gathered", True)):
+        torch.manual_seed(0)
+        backbone = timm.create_model("resnet18", num_classes=0)
+        model = nn.Sequential(backbone, BatchFormer(512, attention_dropout=0.0, gather=gather), nn.Linear(512, 100))
+        ddp = nn.parallel.DistributedDataParallel(model)
+        image = torch.randn(32, 3, SIDE, SIDE)
+        steps[name] = lambda ddp=ddp, image=image: ddp(image).square().mean().backward()
+    taken = alternate(steps, turns)
+    if rank == 0:
+        (Path(folder) / "ratio").write_text(str(taken["gathered"] / taken["alone"]))
+    dist.destroy_process_group()
+
+
+def gather(arguments: argparse.Namespace) -> list[str]:
+    with tempfile.TemporaryDirectory() as folder:
+        mp.spawn(gather_process, (folder, arguments.turns), nprocs=2)
+        ratio = float((Path(folder) / "ratio").read_text())
+    return [f"ResNet-18, 64 px, 32 images in each of two processes: a step takes {ratio:.2f}x that without gather."]
+
+
+# -------------------------------------------------------------------------------------------------------- the loader
+def loader(arguments: argparse.Namespace) -> list[str]:
+    from setwise.build import build_data, build_loader
+    from setwise.models import create_backbone
+    from setwise.recipes import RECIPES
+
+    root = Path(os.environ.get("SETWISE_DATA", Path(__file__).parents[2] / "shared" / "data")) / "cifar100-lt"
+    if not root.is_dir():
+        return [f"The loader was not measured: there is no {root}; SETWISE_DATA names the folder of data sets."]
+    recipe = RECIPES["cifar100-lt"].override({"data.root": str(root)})
+    splits = build_data(recipe)
+    backbone = create_backbone("cifar_resnet32")
+    image = torch.randn(recipe.data.batch_size, 3, 32, 32)
+
+    def epoch_of(workers: int) -> Step:
+        batches = build_loader(recipe.override({"data.num_workers": workers}), splits, "train")
+        return lambda: [None for _ in batches] and None
+
+    passes = {"no worker": epoch_of(0), "two workers": epoch_of(2)}
+    taken = alternate(passes, max(3, arguments.turns // 2))
+    step = alternate({"step": lambda: backbone(image).square().mean().backward()}, arguments.turns)["step"]
+    images = len(splits.train) // recipe.data.batch_size * recipe.data.batch_size
+    lines = ["| | images a second |", "|---|---|"]
+    lines += [f"| loader, {name} | {images / seconds:,.0f} |" for name, seconds in taken.items()]
+    return [*lines, f"| training step of ResNet-32 | {len(image) / step:,.0f} |"]
+
+
+# ---------------------------------------------------------------------------------------------------------- measuring
+def alternate(steps: dict[str, Step], turns: int) -> dict[str, float]:
+    """Median seconds of each step; they take turns, so that whatever else the machine does meets all of them."""
+    taken: dict[str, list[float]] = {name: [] for name in steps}
+    for turn in range(turns + 1):
+        for name, step in steps.items():
+            start = time.perf_counter()
+            step()
+            if turn:  # the first warms up
+                taken[name].append(time.perf_counter() - start)
+    return {name: median(values) for name, values in taken.items()}
+
+
+def fresh(kind: str, first: str, second: str, arguments: argparse.Namespace) -> float:
+    """A memory figure from a process of its own, whose allocator gives freed blocks back."""
+    command = [sys.executable, __file__, "--memory-of", kind, first, second, "--threads", str(arguments.threads)]
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    return float(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment).stdout)
+
+
+PARTS = {"micro": micro, "set": the_set, "gather": gather, "loader": loader}
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="example: python benchmarks/scale.py --only set micro --turns 5 --threads 1",
+    )
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts; default: all")
+    parser.add_argument("--turns", type=int, default=5, help="measured turns (default 5)")
+    parser.add_argument("--threads", type=int, default=1, help="torch's threads (default 1)")
+    parser.add_argument("--out", type=Path, help="write the tables to this new file as well")
+    parser.add_argument("--memory-of", nargs=3, help=argparse.SUPPRESS)
+    arguments = parser.parse_args(argv)
+    if arguments.turns < 1:
+        parser.error("--turns must be 1 or more")
+    if arguments.out is not None and arguments.out.exists():
+        parser.error(f"--out {arguments.out} exists and is not overwritten")
+    return arguments
+
+
+def main(argv: list[str] | None = None) -> None:
+    arguments = parse(argv)
+    torch.set_num_threads(arguments.threads)
+    if arguments.memory_of:
+        kind, first, second = arguments.memory_of
+        print(memory_of_micro(first, int(second)) if kind == "micro" else memory_of_set(int(first)))
+        return
+    text = "\n".join(line for part in arguments.only for line in (f"## {part}", "", *PARTS[part](arguments), ""))
+    text += (
+        f"\n{processor()}, {arguments.threads} threads; python {platform.python_version()}, torch {torch.__version__}"
+    )
+    print(text)
+    if arguments.out is not None:
+        arguments.out.write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
