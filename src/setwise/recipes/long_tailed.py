@@ -95,10 +95,19 @@ CIFAR100_SHORT = CIFAR100.override(
         "summary": "CIFAR-100-LT, ResNet-32, cross-entropy, a short schedule of 30 epochs for machines without a GPU",
         **SHORT,
         "trainer.precision": "bf16-mixed",
+        "ran": (
+            Ran(
+                command="setwise compare cifar100-lt-short --data.root DIR",
+                commit="08a558cd7c96",
+                result="+0.4 [-1.2, +2.1], 3 seeds",
+                details="benchmarks/results/long_tailed.md",
+            ),
+        ),
     }
 )
 CIFAR100_BALANCED_SHORT = CIFAR100_SHORT.override(
     {
+        "ran": (),
         "name": "cifar100-lt-balanced-softmax-short",
         "summary": "CIFAR-100-LT, ResNet-32, Balanced Softmax, a short schedule of 30 epochs",
         "criterion": Criterion(name="balanced-softmax"),
