@@ -13,6 +13,7 @@ KINDS = {
     "MissingFile": FileNotFoundError,
     "DataError": ValueError,
     "RunError": RuntimeError,
+    "Stopped": RuntimeError,
 }
 NAMES = ["cifar10-lt", "cifar100-lt", "digits-lt"]
 

@@ -104,7 +104,7 @@ def test_listing_recipes_imports_no_torch():
         ("backbone:\n  options: 3\n", r"`backbone\.options` must be a block of names and values"),
         ("reported:\n- metric: accuracy\n", r"`reported\[0\]` is not whole: .*variant"),
         ("name: ../elsewhere\n", "`name` names folders"),
-        ("trainer:\n  devices: 2\n", r"mine\.yaml: There is no field of `trainer` 'devices'"),
+        ("trainer:\n  device: 2\n", r"mine\.yaml: There is no field of `trainer` 'device'"),
     ],
 )
 def test_a_wrong_recipe_file_is_one_sentence(tmp_path, text, message):

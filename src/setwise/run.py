@@ -4,33 +4,33 @@ import json
 import logging
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as L
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import loggers
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
-from safetensors.torch import load_file, save_file
+from lightning.pytorch.callbacks import Callback
+from safetensors.torch import save
 
 from setwise.build import build_data, build_loader, build_task
+from setwise.checkpoints import read_checkpoint
 from setwise.data import Loader
-from setwise.errors import DataError, InvalidInput, RunError, SetwiseError, choose
-from setwise.launch import is_first, started
-from setwise.metrics import lower_is_better
-from setwise.nn.gather import gather_objects
+from setwise.errors import DataError, InvalidInput, RunError, choose
+from setwise.explained import explained
+from setwise.guards import NoNumber, Unreadable
+from setwise.launch import is_first
+from setwise.models.weights import read_state
 from setwise.recipes import Recipe, yaml_file
-from setwise.run_folder import RunFolder, commit, read_lines, versions, write_whole
+from setwise.run_folder import RunFolder, commit, read_lines, unwritable, versions, write_whole
 from setwise.scoring import Model, class_table, scores_of, write_results
 from setwise.tasks import Classification
+from setwise.trainer import make_trainer, meet_again
 
 __all__ = ["evaluate", "fit", "load_run", "make_trainer", "rehearse"]
 
 Say = Callable[[str], None]
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "bad_alloc")
+OF_A_START = {"environment.json", "environment.json.part", "recipe.yaml.part"}
+"""What a run leaves that was killed before it had written its recipe."""
 
 
 def fit(
@@ -60,7 +60,9 @@ def fit(
         The run's line of ``results.jsonl``.
 
     Raises:
-        RunError: if the folder holds another run, memory does not suffice, or the loss is no number.
+        RunError: if the folder holds another run or cannot be written, no checkpoint can be read, memory does not
+            suffice, a process that reads images dies, or the loss is no number.
+        Stopped: after SIGTERM.
     """
     folder, first = RunFolder(out), is_first()
     if first:
@@ -72,33 +74,28 @@ def fit(
         return read_lines(folder.results)[-1]
     start = time.perf_counter()
     model, task, loaders, notes = _build(recipe, say)
-    trainer = make_trainer(recipe, folder, progress=progress, callbacks=callbacks)
+    unreadable = Unreadable(loaders)
+    trainer = make_trainer(recipe, folder, progress=progress, callbacks=(unreadable, *callbacks), say=say)
     if first:
         _write_head(folder, recipe, notes)
-    with _explained(recipe):
-        last = folder.last if folder.last.is_file() else None
+    meet_again(recipe.trainer.accelerator)
+    with explained(recipe, folder.path):
+        last = folder.last if folder.begun else None
         trainer.fit(task, loaders["train"], loaders["val"], ckpt_path=last, weights_only=True)
         folder = RunFolder(trainer.strategy.broadcast(folder.path))  # where the first process made it
         if recipe.trainer.select != "last":
             _load_best(task, folder, say)
         task.to(trainer.strategy.root_device)  # from which Lightning has taken it
         val, test = scores_of(task, loaders["val"]), scores_of(task, loaders["test"])
-    line: dict[str, Any] = {}
-    notes += tuple(_skipped(loaders, say))
-    if first:
-        _write_environment(folder, notes)
-        save_file({name: tensor.contiguous() for name, tensor in task.cpu().state_dict().items()}, folder.weights)
-        line = write_results(recipe, folder, task, model, val=val, test=test, seconds=time.perf_counter() - start)
-    return trainer.strategy.broadcast(line)
-
-
-def _skipped(loaders: dict[str, Loader], say: Say) -> Iterator[str]:
-    """One sentence on each part of which images could not be read, by whichever process."""
-    for part, loader in loaders.items():
-        if names := [name for names in gather_objects(loader.skipped) for name in names]:
-            note = f"Unreadable images of {part}, skipped: {len(names)}; the first: {names[0]}."
+        guards = [c for c in trainer.callbacks if isinstance(c, NoNumber | Unreadable)]  # type: ignore[attr-defined]
+        for note in (found := tuple(note for guard in guards for note in guard.notes)):
             say(note)
-            yield note
+        line: dict[str, Any] = {}
+        if first:
+            _write_environment(folder, notes + found)
+            write_whole(folder.weights, save({n: tensor.contiguous() for n, tensor in task.cpu().state_dict().items()}))
+            line = write_results(recipe, folder, task, model, val=val, test=test, seconds=time.perf_counter() - start)
+    return trainer.strategy.broadcast(line)
 
 
 def _say_nothing(text: str) -> None:
@@ -135,60 +132,15 @@ def _build(recipe: Recipe, say: Say) -> tuple[Model, Classification, dict[str, L
 
 def _load_best(task: Classification, folder: RunFolder, say: Say) -> None:
     if folder.best.is_file():
-        task.load_state_dict(torch.load(folder.best, "cpu", weights_only=True)["state_dict"])
+        try:
+            task.load_state_dict(read_checkpoint(folder.best)["state_dict"])
+        except RunError as error:
+            raise RunError(
+                f"The selected weights are lost. {error} Train into a new folder; or delete the file, and --resume "
+                "keeps the last weights instead."
+            ) from error
     else:
         say("Training ended before its first validation, so the last weights are kept.")
-
-
-def make_trainer(
-    recipe: Recipe, folder: RunFolder, *, progress: bool, callbacks: tuple[Callback, ...] = ()
-) -> L.Trainer:
-    """Lightning's Trainer as the recipe sets it, with its checkpoints and logs in ``folder``."""
-    part = recipe.trainer
-    saved: list[Callback] = [
-        ModelCheckpoint(
-            folder.checkpoints,
-            "last",
-            save_top_k=1,
-            every_n_epochs=part.checkpoint_every,
-            enable_version_counter=False,
-            save_on_train_epoch_end=True,
-        )
-    ]
-    mode = "min" if lower_is_better(recipe.primary) else "max"
-    watch: dict[str, Any] = {"monitor": f"val/{recipe.primary}", "mode": mode}
-    if part.select != "last":
-        saved.append(ModelCheckpoint(folder.checkpoints, "best", save_top_k=1, enable_version_counter=False, **watch))
-    if part.select == "early-stopping":
-        saved.append(EarlyStopping(patience=part.patience, **watch))
-    if progress and is_first():
-        from lightning.pytorch.callbacks import RichProgressBar
-
-        saved.append(RichProgressBar())
-    devices, num_nodes = started(part.devices, part.num_nodes)
-    try:
-        return L.Trainer(
-            accelerator=part.accelerator,
-            devices=devices,
-            num_nodes=num_nodes,
-            strategy="ddp" if devices * num_nodes > 1 else "auto",
-            precision=part.precision,  # type: ignore[arg-type]
-            max_epochs=part.epochs,
-            max_steps=part.max_steps or -1,
-            gradient_clip_val=part.gradient_clip,
-            check_val_every_n_epoch=part.val_every,
-            callbacks=[*saved, *callbacks],
-            logger=[_logger(name, folder) for name in part.logger],
-            num_sanity_val_steps=0,
-            log_every_n_steps=1,
-            enable_model_summary=False,
-            enable_progress_bar=progress and is_first(),
-            use_distributed_sampler=False,  # our sampler slices by rank itself, keyed by seed and epoch
-        )
-    except (ImportError, ValueError, MisconfigurationException) as error:
-        if isinstance(error, SetwiseError):
-            raise
-        raise InvalidInput(f"Lightning cannot be set up as the recipe's trainer says: {error}") from error
 
 
 def load_run(path: str | Path, *, recipe: Recipe | None = None) -> tuple[Recipe, Classification, Model]:
@@ -203,11 +155,20 @@ def load_run(path: str | Path, *, recipe: Recipe | None = None) -> tuple[Recipe,
     """
     folder = RunFolder(path)
     recipe = recipe or yaml_file.read(folder.require(folder.recipe, "recipe"))
-    model = Model(**json.loads(folder.require(folder.model, "model file").read_text(encoding="utf-8")))
-    weights = load_file(folder.require(folder.weights, "weights"))
+    model = _read_model(folder.require(folder.model, "model file"))
+    weights = read_state(folder.require(folder.weights, "weights"))
     task = _task(recipe.override({"backbone.pretrained": False, "backbone.weights": None}), model, print)
     task.load_state_dict(weights)
     return recipe, task.eval(), model
+
+
+def _read_model(path: Path) -> Model:
+    try:
+        return Model(**json.loads(path.read_bytes()))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise RunError(
+            f"{path} does not describe a network ({error}). Delete the run's results and --resume."
+        ) from error
 
 
 def evaluate(
@@ -225,7 +186,8 @@ def evaluate(
             f"{path} was trained on {len(model.class_names)} classes ({', '.join(model.class_names[:3])} ...), but the "
             f"data has {len(splits.class_names)} ({', '.join(splits.class_names[:3])} ...)."
         )
-    scores = scores_of(task, build_loader(recipe, splits, part))
+    with explained(recipe, Path(path)):
+        scores = scores_of(task, build_loader(recipe, splits, part))
     return (
         task.metrics(scores["scores"], scores["target"], tau=model.tau),
         class_table(task, model.class_names, scores, model.tau),
@@ -233,27 +195,31 @@ def evaluate(
 
 
 def _check_folder(folder: RunFolder, recipe: Recipe, *, resume: bool) -> None:
-    """Refuse a folder with something else in it, before anything is loaded."""
+    """Refuse a folder with something else in it, before anything is loaded.
+
+    What to do about a loss that is no number is the one field that may change: a run that was stopped so may go on.
+    """
+    of_a_start = OF_A_START if resume else set()
     if resume and folder.recipe.is_file():
-        if yaml_file.read(folder.recipe) != recipe.override({"smoke": {}, "ran": ()}):
+        same: dict[str, Any] = {"smoke": {}, "ran": (), "trainer.on_nan": yaml_file.read(folder.recipe).trainer.on_nan}
+        if yaml_file.read(folder.recipe) != recipe.override(same):
             raise RunError(
                 f"{folder.path} was started with another recipe, so it cannot be resumed with this one. "
                 f"Resume it as it is (`setwise train {folder.path} --resume`), or train into a new folder."
             )
-    elif folder.path.exists() and (not folder.path.is_dir() or any(folder.path.iterdir())):
+    elif folder.path.exists() and (not folder.path.is_dir() or {f.name for f in folder.path.iterdir()} - of_a_start):
         raise RunError(f"{folder.path} is not empty, and a run never overwrites. Choose another --out, or --resume.")
 
 
 def _write_head(folder: RunFolder, recipe: Recipe, notes: Sequence[str]) -> None:
     """Write what the run is made of, before its first step."""
-    if folder.recipe.is_file():
-        return
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
-        _write_environment(folder, notes)
+        if not folder.recipe.is_file():
+            _write_environment(folder, notes)
         yaml_file.write(recipe, folder.recipe)
     except OSError as error:
-        raise RunError(f"The run folder {folder.path} cannot be written: {error.strerror}.") from error
+        raise unwritable(folder.path, error) from error
 
 
 def _write_environment(folder: RunFolder, notes: Sequence[str]) -> None:
@@ -272,33 +238,6 @@ def _task(recipe: Recipe, model: Model, say: Say) -> Classification:
         image_size=model.image_size,
         say=say,
     )
-
-
-def _logger(name: str, folder: RunFolder) -> Any:
-    if name == "csv":
-        return loggers.CSVLogger(folder.logs, name="csv")
-    if name == "tensorboard":
-        return loggers.TensorBoardLogger(folder.logs, name="tensorboard")
-    known = {"csv": None, "tensorboard": None} | {n: getattr(loggers, n) for n in loggers.__all__}
-    return choose(name, known, "logger")(save_dir=folder.logs)
-
-
-@contextmanager
-def _explained(recipe: Recipe) -> Iterator[None]:
-    """Say what to change where torch says what it could not do."""
-    try:
-        yield
-    except SystemExit as stop:  # how Lightning ends on Ctrl-C, without a word for the caller
-        raise KeyboardInterrupt from stop
-    except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and not any(t in str(error).lower() for t in OUT_OF_MEMORY):
-            raise
-        raise RunError(
-            f"Memory does not suffice for a batch of {recipe.data.batch_size}. Set --data.micro-batch "
-            f"{max(1, (recipe.data.micro_batch or recipe.data.batch_size) // 4)} (the relation still sees the whole "
-            "batch; 4/3 of the time), compute in half the memory with --trainer.precision bf16-mixed, or lower "
-            f"--data.batch-size or --data.image-size ({recipe.data.image_size or 'as the images are'})."
-        ) from error
 
 
 def _quiet() -> None:

@@ -6,7 +6,8 @@
         recipe.yaml           the resolved recipe; `setwise train` takes it again
         environment.json      versions, commit, machine
         logs/                 TensorBoard and CSV curves
-        checkpoints/          last.ckpt (and best.ckpt): what a killed run continues from
+        checkpoints/          last.ckpt, or last-1.ckpt before it: what a killed run continues from (and best.ckpt)
+        nan_batch.json        where a loss was no finite number: epoch, step and images
         weights.safetensors   the selected weights
         model.json            what the network must be told besides its weights: classes, image size, normalisation
         predictions.npz       predicted classes of the test part over the strengths of logit adjustment
@@ -26,7 +27,7 @@ from typing import Any
 
 from setwise.errors import MissingFile, RunError
 
-__all__ = ["RunFolder", "commit", "fresh_folder", "read_classes", "read_lines", "versions", "write_whole"]
+__all__ = ["RunFolder", "commit", "fresh_folder", "read_classes", "read_lines", "unwritable", "versions", "write_whole"]
 
 
 class RunFolder:
@@ -39,12 +40,19 @@ class RunFolder:
         self.logs = self.path / "logs"
         self.checkpoints = self.path / "checkpoints"
         self.last = self.checkpoints / "last.ckpt"
+        self.last_but_one = self.checkpoints / "last-1.ckpt"
         self.best = self.checkpoints / "best.ckpt"
+        self.nan_batch = self.path / "nan_batch.json"
         self.model = self.path / "model.json"
         self.weights = self.path / "weights.safetensors"
         self.predictions = self.path / "predictions.npz"
         self.per_class = self.path / "per_class.csv"
         self.results = self.path / "results.jsonl"
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is a checkpoint to continue from; a kill between two moves leaves only the one before."""
+        return self.last.is_file() or self.last_but_one.is_file()
 
     @property
     def complete(self) -> bool:
@@ -79,10 +87,12 @@ def fresh_folder(root: Path, name: str) -> Path:
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The JSON lines of a results file; a torn last line is an error that names it."""
     lines = []
-    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, text in enumerate(path.read_bytes().splitlines(), 1):
         try:
             lines.append(json.loads(text))
-        except json.JSONDecodeError as error:
+            if not isinstance(lines[-1], dict):
+                raise ValueError("no block of names and values")
+        except (ValueError, RecursionError) as error:  # bytes that are no text are a ValueError, too
             raise RunError(
                 f"{path}, line {number} is not JSON ({error}). Delete the file to evaluate the run again."
             ) from error
@@ -102,11 +112,19 @@ def read_classes(path: str | Path) -> list[dict[str, Any]]:
     return rows
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, content: str | bytes) -> None:
     """Write a file so that it is either the old one or the whole new one, whatever happens in between."""
     part = path.with_name(f"{path.name}.part")
-    part.write_text(text, encoding="utf-8")
+    part.write_bytes(content.encode() if isinstance(content, str) else content)
     os.replace(part, path)
+
+
+def unwritable(path: Path, error: OSError) -> RunError:
+    """The sentence about a folder that takes no more."""
+    return RunError(
+        f"The run folder {path} cannot be written: {error.strerror or error}. What was written is whole; make room or "
+        "give the rights, and --resume continues."
+    )
 
 
 def versions() -> dict[str, str]:

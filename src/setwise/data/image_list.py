@@ -210,12 +210,15 @@ def check_path(path: str, root: Path, parents: dict[str, bool]) -> str | None:
     if os.path.isabs(path) or ".." in parts:
         return f"{path} must be relative to the root and must not leave it"
     folder = "/".join(parts[:-1])
-    if folder not in parents:
-        parents[folder] = (root / folder).resolve().is_relative_to(root)
     file = root / path
-    if not parents[folder] or (file.is_symlink() and not file.resolve().is_relative_to(root)):
-        return f"{path} leads out of the root through a link"
-    return None if file.is_file() else f"{file} is missing"
+    try:
+        if folder not in parents:
+            parents[folder] = (root / folder).resolve().is_relative_to(root)
+        if not parents[folder] or (file.is_symlink() and not file.resolve().is_relative_to(root)):
+            return f"{path} leads out of the root through a link"
+        return None if file.is_file() else f"{file} is missing"
+    except (OSError, ValueError, RuntimeError) as error:  # too long a name, a zero byte, a ring of links
+        return f"{path!r} is no path of a file ({error})"
 
 
 def keep_known(found: ImageList, num_classes: int) -> None:

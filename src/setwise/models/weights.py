@@ -64,7 +64,9 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]
     tensors = (
-        {name: value for name, value in state.items() if isinstance(value, Tensor)} if isinstance(state, dict) else {}
+        {name: value for name, value in state.items() if isinstance(name, str) and isinstance(value, Tensor)}
+        if isinstance(state, dict)
+        else {}
     )
     if not tensors:
         raise InvalidInput(f"{path} holds no named tensors; a state dict was expected.")

@@ -188,6 +188,12 @@ class Trainer:
     """Lightning's precision: 32-true, bf16-mixed, 16-mixed ..."""
     gradient_clip: float | None = None
     """Largest norm of the gradient; None: not clipped."""
+    ema: float | None = None
+    """Decay of an exponential moving average of the weights, which is then validated and kept; None: the weights
+    themselves. DeiT: 0.99996."""
+    on_nan: Literal["stop", "skip"] = "stop"
+    """A loss that is no finite number ends the run and lists the images of its step; or steps whose gradient is none
+    are left out and counted, at the price of waiting for the device at every step."""
     accelerator: str = "auto"
     """Lightning's accelerator: auto, cpu, gpu ..."""
     devices: int | None = None

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import reprlib
 import types
 import typing
 from pathlib import Path
@@ -11,10 +12,17 @@ import yaml
 
 from setwise.errors import InvalidInput, MissingFile, UnknownName, choose
 from setwise.recipes.schema import Recipe
+from setwise.run_folder import write_whole
 
 __all__ = ["from_dict", "read", "write"]
 
 NOT_OF_A_RUN = ("smoke", "ran")
+
+SHORT = reprlib.Repr()
+"""Shows a value as far as a person reads it: what a few lines of YAML refer to again and again is endless."""
+SHORT.maxstring = SHORT.maxother = 200
+SHORT.maxdict = SHORT.maxlist = SHORT.maxtuple = 20
+SHORT.maxlevel = 3
 
 
 def write(recipe: Recipe, path: Path) -> None:
@@ -26,7 +34,7 @@ def write(recipe: Recipe, path: Path) -> None:
     fields = {name: value for name, value in _plain(dataclasses.asdict(recipe)).items() if name not in NOT_OF_A_RUN}
     header = f"# {recipe.summary}\n# Run it again: setwise train {path.name} (what the fields mean: --help)\n"
     body = yaml.safe_dump(fields, sort_keys=False, width=100, allow_unicode=True)
-    path.write_text(header + body, encoding="utf-8")
+    write_whole(path, header + body)
 
 
 def read(path: Path) -> Recipe:
@@ -40,8 +48,12 @@ def read(path: Path) -> Recipe:
         raise MissingFile(f"There is no recipe file {path}.")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InvalidInput(f"{path} is not a YAML file: {' '.join(str(error).split())}") from error
+    except Exception as error:  # a month 13, a lone sign, a thousand brackets: each ends in an error of its own
+        if isinstance(error, OSError):
+            raise
+        raise InvalidInput(
+            f"{path} is not a YAML file: {' '.join(str(error).split()) or type(error).__name__}"
+        ) from error
     if not isinstance(values, dict):
         raise InvalidInput(
             f"{path} must hold the fields of a recipe (`name: ...`), but it holds {type(values).__name__}."
@@ -69,15 +81,17 @@ def from_dict(kind: Any, values: Any, where: str = "") -> Any:
         return _union(arguments, values, where)
     if origin is typing.Literal:
         if values not in arguments:
-            raise InvalidInput(f"`{where}` must be one of {', '.join(map(str, arguments))}, but it is {values!r}.")
+            raise InvalidInput(
+                f"`{where}` must be one of {', '.join(map(str, arguments))}, but it is {SHORT.repr(values)}."
+            )
         return values
     if origin is tuple:
         if not isinstance(values, list | tuple):
-            raise InvalidInput(f"`{where}` must be a list, but it is {values!r}.")
+            raise InvalidInput(f"`{where}` must be a list, but it is {SHORT.repr(values)}.")
         return tuple(from_dict(arguments[0], value, f"{where}[{i}]") for i, value in enumerate(values))
     if origin is dict:
         if not isinstance(values, dict):
-            raise InvalidInput(f"`{where}` must be a block of names and values, but it is {values!r}.")
+            raise InvalidInput(f"`{where}` must be a block of names and values, but it is {SHORT.repr(values)}.")
         return values
     if kind is Any:
         return values
@@ -86,7 +100,7 @@ def from_dict(kind: Any, values: Any, where: str = "") -> Any:
 
 def _dataclass(kind: Any, values: Any, where: str) -> Any:
     if not isinstance(values, dict):
-        raise InvalidInput(f"`{where}` must be a block of fields, but it is {values!r}.")
+        raise InvalidInput(f"`{where}` must be a block of fields, but it is {SHORT.repr(values)}.")
     hints = typing.get_type_hints(kind)
     prefix = f"{where}." if where else ""
     for name in values:
@@ -107,7 +121,7 @@ def _union(kinds: tuple[Any, ...], values: Any, where: str) -> Any:
                 return from_dict(kind, values, where)
             except InvalidInput as caught:
                 error = caught
-    raise error or InvalidInput(f"`{where}` cannot be {values!r}.")
+    raise error or InvalidInput(f"`{where}` cannot be {SHORT.repr(values)}.")
 
 
 def _scalar(kind: Any, value: Any, where: str) -> Any:
@@ -115,11 +129,11 @@ def _scalar(kind: Any, value: Any, where: str) -> Any:
     if kind is float and isinstance(value, int | float | str) and not isinstance(value, bool):
         try:
             return float(value)
-        except ValueError:
+        except (ValueError, OverflowError):
             pass
     elif isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
         return value
-    raise InvalidInput(f"`{where}` must be of type {kind.__name__}, but it is {value!r}.")
+    raise InvalidInput(f"`{where}` must be of type {kind.__name__}, but it is {SHORT.repr(value)}.")
 
 
 def _plain(value: Any) -> Any:

@@ -149,14 +149,18 @@ class Classification(L.LightningModule):
                 )
 
     def on_train_epoch_end(self) -> None:
-        """Log the curves of the two streams, apart; end a run whose loss is no number any more."""
-        means = {name: torch.stack(values).mean() for name, values in self._curves.items()}
+        """Log the curves of the two streams, apart; end a run whose loss is no number any more.
+
+        A step whose loss is no number may have been left out (``setwise.guards.NoNumber``), so it is left out here.
+        """
+        curves = {name: torch.stack(values) for name, values in self._curves.items()}
+        means = {name: values[torch.isfinite(values)].mean() for name, values in curves.items()}
         self._curves.clear()
         self.log_dict(means, sync_dist=True)
         finite = all(bool(torch.isfinite(value)) for value in means.values())
         if not all(gather_objects(finite)):  # all processes end, or those that went on would wait for ever
             raise RunError(
-                f"The loss of epoch {self.current_epoch} is not a finite number: the training has diverged. Lower "
+                f"No loss of epoch {self.current_epoch} is a finite number: the training has diverged. Lower "
                 "--optimizer.lr, warm up longer (--optimizer.warmup-epochs), or clip with --trainer.gradient-clip 1."
             )
 

@@ -1,0 +1,69 @@
+"""What torch, Lightning and the system say in their own words, as a sentence with the way out."""
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from setwise.errors import RunError, SetwiseError, Stopped
+from setwise.recipes import Recipe
+from setwise.run_folder import unwritable
+
+__all__ = ["explained"]
+
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "bad_alloc")
+DEAD_WORKER = "DataLoader worker"
+UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+UNWRITABLE |= {errno.ENOTDIR, errno.EEXIST, errno.EISDIR}
+
+
+@contextmanager
+def explained(recipe: Recipe, folder: Path) -> Iterator[None]:
+    """Say what to change where something else says what it could not do.
+
+    Args:
+        recipe: of the run.
+        folder: of the run.
+
+    Raises:
+        RunError: for memory that does not suffice, a folder that cannot be written, a dead reader of images.
+        Stopped: for a SIGTERM that came before the first step.
+        KeyboardInterrupt: as it came.
+    """
+    try:
+        yield
+    except SIGTERMException as stop:
+        raise Stopped("Stopped by SIGTERM before the first step; continue with --resume.") from stop
+    except SystemExit as stop:  # how Lightning ends on Ctrl-C, without a word for the caller
+        raise KeyboardInterrupt from stop
+    except SetwiseError:
+        raise
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        raise unwritable(folder, error) from error
+    except RuntimeError as error:
+        if said := _sentence(str(error), recipe, memory=isinstance(error, torch.OutOfMemoryError)):
+            raise RunError(said) from error
+        raise
+
+
+def _sentence(error: str, recipe: Recipe, *, memory: bool) -> str | None:
+    data = recipe.data
+    if error.startswith(DEAD_WORKER):
+        return (
+            f"A process that reads images died ({error.splitlines()[0].rstrip('.')}): most often memory, or the shared "
+            "memory in /dev/shm, ran out. Read with fewer (--data.num-workers 1) or with none (--data.num-workers 0) "
+            "in a new run; --resume repeats this one as it was, from its last checkpoint."
+        )
+    if memory or any(text in error.lower() for text in OUT_OF_MEMORY):
+        return (
+            f"Memory does not suffice for a batch of {data.batch_size}. Set --data.micro-batch "
+            f"{max(1, (data.micro_batch or data.batch_size) // 4)} (the relation still sees the whole "
+            "batch; 4/3 of the time), compute in half the memory with --trainer.precision bf16-mixed, or lower "
+            f"--data.batch-size or --data.image-size ({data.image_size or 'as the images are'})."
+        )
+    return None

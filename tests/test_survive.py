@@ -1,0 +1,436 @@
+"""What goes wrong in a run ends in a sentence, loses nothing that was kept, and can be continued."""
+
+import errno
+import json
+import os
+import resource
+import shutil
+import signal
+from contextlib import contextmanager
+
+import fakes
+import pytest
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import Callback
+from safetensors.torch import load_file
+
+from setwise import guards, run
+from setwise.checkpoints import read_checkpoint
+from setwise.cli import main
+from setwise.data import TRANSFORMS
+from setwise.data.loader import BatchedSplit
+from setwise.errors import InvalidInput, RunError, Stopped
+from setwise.explained import explained
+from setwise.recipes import RECIPES, yaml_file
+from setwise.run_folder import RunFolder
+
+TINY = RECIPES["digits-lt"].override(
+    {
+        "trainer.epochs": 4,
+        "trainer.checkpoint_every": 1,
+        "trainer.val_every": 2,
+        "trainer.logger": ("csv",),
+        "backbone.options": {"width": 4},
+    }
+)
+FULL = TINY.override({"trainer.ema": 0.8, "trainer.select": "early-stopping", "trainer.val_every": 1})
+"""Everything that has a state: momentum, schedule, average, selection, early stopping."""
+
+
+def fit(recipe, out, **options):
+    return run.fit(recipe, out, progress=False, **{"say": lambda text: None, **options})
+
+
+def same_weights(*folders):
+    first, *others = (load_file(RunFolder(folder).weights) for folder in folders)
+    return all(torch.equal(value, other[name]) for other in others for name, value in first.items())
+
+
+class At(Callback):
+    """Does something when an epoch begins."""
+
+    def __init__(self, epoch, do):
+        self.epoch, self.do = epoch, do
+
+    def on_train_epoch_start(self, trainer, module):
+        if trainer.current_epoch == self.epoch:
+            self.do(trainer, module)
+
+
+def give_up(*args):
+    raise ConnectionError("the power went off")
+
+
+def broken_off(recipe, out, epoch=3):
+    with pytest.raises(ConnectionError):
+        fit(recipe, out, callbacks=(At(epoch, give_up),))
+    return RunFolder(out)
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    out = tmp_path_factory.mktemp("unbroken") / "run"
+    fit(TINY, out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory):
+    """A run that was broken off in its last epoch."""
+    return broken_off(TINY, tmp_path_factory.mktemp("broken") / "run").path
+
+
+@pytest.fixture
+def broken(template, tmp_path):
+    """A copy of it: checkpoints know their folder by name, which no one but the selection asks for."""
+    return RunFolder(shutil.copytree(template, tmp_path / "run"))
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip(path):
+    """One bit of one weight."""
+    content = bytearray(path.read_bytes())
+    place = content.index(b"data/0") + 1000
+    content[place] ^= 16
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [cut, flip, lambda path: path.write_bytes(b"")], ids=["cut", "flip", "empty"])
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+def test_a_damaged_last_checkpoint_falls_back_to_the_one_before_and_says_so(unbroken, broken, damage):
+    damage(broken.last)
+    said = []
+    fit(TINY, broken.path, resume=True, say=said.append)
+    assert [s for s in said if "last.ckpt" in s and s.endswith("The one before is taken, of the end of epoch 1.")]
+    assert same_weights(unbroken, broken.path)
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+def test_a_damaged_last_checkpoint_does_not_take_the_place_of_the_good_one_before(broken):
+    cut(broken.last)
+    good = broken.last_but_one.read_bytes()
+    kept = []
+    look = At(3, lambda trainer, module: kept.append((broken.last_but_one.read_bytes(), read_checkpoint(broken.last))))
+    fit(TINY, broken.path, resume=True, callbacks=(look,))
+    assert kept[0][0] == good
+    assert kept[0][1]["epoch"] == 2
+
+
+def test_two_damaged_checkpoints_are_a_sentence_with_the_way_out(broken):
+    for path in (broken.last, broken.last_but_one):
+        cut(path)
+    with pytest.raises(RunError, match=r"No checkpoint can be read.*last\.ckpt.*last-1\.ckpt.*Delete .*checkpoints"):
+        fit(TINY, broken.path, resume=True)
+    shutil.rmtree(broken.checkpoints)
+    fit(TINY, broken.path, resume=True)
+    assert broken.complete
+
+
+def test_a_lost_best_checkpoint_is_a_sentence(tmp_path):
+    folder = broken_off(TINY.override({"trainer.select": "best", "trainer.val_every": 1}), tmp_path / "run")
+    recipe = yaml_file.read(folder.recipe)
+    damage = At(3, lambda trainer, module: None)
+    damage.on_fit_end = lambda trainer, module: cut(folder.best)
+    with pytest.raises(RunError, match=r"selected weights are lost.*best\.ckpt.*delete the file"):
+        fit(recipe, folder.path, resume=True, callbacks=(damage,))
+
+
+def test_resuming_where_nothing_is_starts_from_the_beginning(unbroken, tmp_path):
+    fit(TINY, tmp_path / "new", resume=True)
+    assert same_weights(unbroken, tmp_path / "new")
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "environment.json").write_text("{}")  # killed before its recipe was written
+    fit(TINY, tmp_path / "begun", resume=True)
+    assert same_weights(unbroken, tmp_path / "begun")
+
+
+@contextmanager
+def room(bytes_of_a_file):
+    """No file may be larger: the system answers as a full disk does, with another number."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_of_a_file, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_full_disk_is_a_sentence_and_the_run_continues_when_there_is_room_again(unbroken, tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    fill = At(2, lambda *args: resource.setrlimit(resource.RLIMIT_FSIZE, (8192, limits[1])))
+    with room(limits[0]), pytest.raises(RunError, match=r"cannot be written: File too large.*--resume continues"):
+        fit(TINY, folder.path, callbacks=(fill,))
+    assert read_checkpoint(folder.last)["epoch"] == 1
+    assert read_checkpoint(folder.last_but_one)["epoch"] == 0
+    assert sorted(path.name for path in folder.checkpoints.iterdir()) == ["last-1.ckpt", "last.ckpt"]
+    fit(TINY, folder.path, resume=True)
+    assert same_weights(unbroken, folder.path)
+
+
+def test_a_disk_that_fills_up_while_results_are_written_loses_no_training(unbroken, tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    fill = At(9, None)
+    fill.on_fit_end = lambda *args: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    with room(limits[0]), pytest.raises(RunError, match="cannot be written: File too large"):
+        fit(TINY, tmp_path / "run", callbacks=(fill,))
+    assert not RunFolder(tmp_path / "run").weights.exists()
+    fit(TINY, tmp_path / "run", resume=True)
+    assert same_weights(unbroken, tmp_path / "run")
+
+
+def test_a_disk_without_room_is_the_same_sentence(tmp_path):
+    with (
+        pytest.raises(RunError, match=r"cannot be written: No space left on device.*make room"),
+        explained(TINY, tmp_path),
+        open("/dev/full", "wb", buffering=0) as full,
+    ):
+        full.write(b"x")
+    with pytest.raises(FileNotFoundError), explained(TINY, tmp_path):  # about something else
+        raise FileNotFoundError(errno.ENOENT, "no such image")
+
+
+def test_an_unwritable_folder_is_a_sentence(unbroken, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match=r"run folder .*file/run cannot be written: Not a directory"):
+        fit(TINY, tmp_path / "file" / "run")
+    folder = RunFolder(tmp_path / "run")
+
+    def block(*args):
+        shutil.move(folder.checkpoints, tmp_path / "kept")
+        folder.checkpoints.write_text("in the way")
+
+    with pytest.raises(RunError, match=r"run folder .* cannot be written: (File exists|Not a directory)"):
+        fit(TINY, folder.path, callbacks=(At(2, block),))
+    folder.checkpoints.unlink()
+    shutil.move(tmp_path / "kept", folder.checkpoints)
+    fit(TINY, folder.path, resume=True)
+    assert same_weights(unbroken, folder.path)
+
+
+def test_a_reader_of_images_that_dies_is_a_sentence(tmp_path, monkeypatch):
+    read = BatchedSplit.__getitem__
+
+    def die(self, draw):
+        if draw.epoch == 1 and torch.utils.data.get_worker_info() is not None:
+            os._exit(3)
+        return read(self, draw)
+
+    monkeypatch.setattr(BatchedSplit, "__getitem__", die)
+    recipe = TINY.override({"data.num_workers": 1, "trainer.val_every": 4})
+    with pytest.raises(RunError, match=r"process that reads images died \(DataLoader worker .*--data\.num-workers 0"):
+        fit(recipe, tmp_path / "run")
+    monkeypatch.undo()
+    fit(recipe, tmp_path / "run", resume=True)
+    assert RunFolder(tmp_path / "run").complete
+
+
+@pytest.fixture
+def nan_batches(monkeypatch):
+    """Training batches that hold a NaN: (epoch, step)."""
+    where, read, seen = {(1, 2)}, BatchedSplit.__getitem__, {}
+
+    def with_nan(self, draw):
+        fetched = read(self, draw)
+        if self.transform is not TRANSFORMS["none"] and (draw.epoch, draw.step) in where:
+            fetched.batch.image[3, 0, 0, 0] = float("nan")
+            seen[draw.epoch, draw.step] = draw.indices.tolist()
+        return fetched
+
+    monkeypatch.setattr(BatchedSplit, "__getitem__", with_nan)
+    return where, seen
+
+
+def test_a_nan_in_a_batch_stops_the_run_and_leaves_its_images(tmp_path, nan_batches):
+    folder = RunFolder(tmp_path / "run")
+    with pytest.raises(RunError, match=r"loss of epoch 1, step 2 is not a finite number.*nan_batch\.json.*on-nan skip"):
+        fit(TINY, folder.path)
+    found = json.loads(folder.nan_batch.read_text())
+    assert found == {"epoch": 1, "step": 2, "part": "train", "index": nan_batches[1][1, 2]}
+    assert len(found["index"]) == 64
+    assert read_checkpoint(folder.last)["epoch"] == 0
+    fit(TINY.override({"trainer.on_nan": "skip"}), folder.path, resume=True)
+    assert yaml_file.read(folder.recipe).trainer.on_nan == "skip"
+    assert all(torch.isfinite(value).all() for value in load_file(folder.weights).values())
+
+
+def test_a_skipped_step_leaves_the_network_as_it_was_and_is_counted(tmp_path, nan_batches):
+    nan_batches[0].add((1, 3))
+    recipe = TINY.override({"trainer.on_nan": "skip"})
+    states = {}
+
+    class Watch(Callback):
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            state = {name: value.clone() for name, value in module.state_dict().items()}
+            moments = [s["momentum_buffer"].clone() for s in trainer.optimizers[0].state.values()]
+            states[trainer.current_epoch, batch_idx] = (state, moments)
+
+    said = []
+    fit(recipe, tmp_path / "run", callbacks=(Watch(),), say=said.append)
+    for step, changed in (((1, 1), True), ((1, 2), False), ((1, 3), False), ((2, 0), True)):
+        before = states[step[0], step[1] - 1] if step[1] else states[1, 3]
+        same = all(torch.equal(value, states[step][0][name]) for name, value in before[0].items())
+        same &= all(torch.equal(a, b) for a, b in zip(before[1], states[step][1], strict=True))
+        assert same is not changed, step
+    sentence = "Training steps left out because their gradient was not a finite number: 2; the first: epoch 1, step 2."
+    assert sentence in said
+    assert sentence in json.loads((tmp_path / "run" / "environment.json").read_text())["notes"]
+    broken = broken_off(recipe, tmp_path / "broken")
+    fit(recipe, broken.path, resume=True)  # the count survives, too
+    assert sentence in json.loads(broken.environment.read_text())["notes"]
+    assert same_weights(tmp_path / "run", broken.path)
+
+
+def test_without_a_nan_skipping_changes_nothing(unbroken, tmp_path):
+    fit(TINY.override({"trainer.on_nan": "skip"}), tmp_path / "run")
+    assert same_weights(unbroken, tmp_path / "run")
+
+
+def test_skipping_every_step_is_a_divergence(tmp_path, nan_batches):
+    nan_batches[0].update((1, step) for step in range(4))
+    with pytest.raises(RunError, match=r"No loss of epoch 1 is a finite number.*optimizer\.lr"):
+        fit(TINY.override({"trainer.on_nan": "skip"}), tmp_path / "run")
+
+
+def test_the_losses_are_looked_at_once_an_epoch_of_up_to_fifty_steps(tmp_path, monkeypatch):
+    looks, look = [], guards.NoNumber._look
+    monkeypatch.setattr(guards.NoNumber, "_look", lambda self, t: looks.append(len(self._kept)) or look(self, t))
+    fit(TINY, tmp_path / "run")
+    assert [number for number in looks if number] == [4] * 4
+    assert guards.CHECK_EVERY == 50
+
+
+def terminate(*args):
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_sigterm_ends_a_short_epoch_with_a_checkpoint_and_the_run_continues_exactly(unbroken, tmp_path):
+    recipe = TINY.override({"trainer.checkpoint_every": 50})
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Stopped, match="Stopped by SIGTERM at the end of epoch 1; continue with --resume"):
+        fit(recipe, tmp_path / "run", callbacks=(At(1, terminate),))
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert read_checkpoint(RunFolder(tmp_path / "run").last)["epoch"] == 1
+    fit(recipe, tmp_path / "run", resume=True)
+    assert same_weights(unbroken, tmp_path / "run")
+
+
+def test_sigterm_gives_up_a_long_epoch_at_once(unbroken, tmp_path, monkeypatch):
+    monkeypatch.setattr(guards, "GRACE", 0.0)
+    with pytest.raises(Stopped, match=r"Stopped by SIGTERM in epoch 2, .* from the last checkpoint"):
+        fit(TINY, tmp_path / "run", callbacks=(At(2, terminate),))
+    assert read_checkpoint(RunFolder(tmp_path / "run").last)["epoch"] == 1
+    fit(TINY, tmp_path / "run", resume=True)
+    assert same_weights(unbroken, tmp_path / "run")
+
+
+def test_the_command_ends_with_the_status_of_a_terminated_one(tmp_path, monkeypatch, capsys):
+    def fit_told_to_stop(*args, **options):
+        raise Stopped("Stopped by SIGTERM at the end of epoch 3; continue with --resume.")
+
+    monkeypatch.setattr(run, "fit", fit_told_to_stop)
+    assert main(["train", "digits-lt", "--out", str(tmp_path / "run")]) == 143
+    assert capsys.readouterr().err == "setwise: Stopped by SIGTERM at the end of epoch 3; continue with --resume.\n"
+
+
+def test_every_part_with_a_state_has_it_in_the_checkpoint(tmp_path):
+    parts = {}
+
+    class Look(Callback):
+        def on_train_start(self, trainer, module):
+            parts.update(module=module, trainer=trainer, callbacks=trainer.callbacks)
+
+    fit(FULL.override({"trainer.on_nan": "skip"}), tmp_path / "run", callbacks=(Look(),))
+    checkpoint = read_checkpoint(RunFolder(tmp_path / "run").last)
+    module, trainer = parts["module"], parts["trainer"]
+    assert checkpoint["state_dict"].keys() == checkpoint["current_model_state"].keys() == module.state_dict().keys()
+    assert not torch.equal(checkpoint["state_dict"]["head.weight"], checkpoint["current_model_state"]["head.weight"])
+    assert int(checkpoint["averaging_state"]["n_averaged"]) == trainer.global_step
+    stateful = [c for c in parts["callbacks"] if c.state_dict()]
+    kinds = {type(c).__name__ for c in stateful}
+    assert kinds == {"NoNumber", "Averaged", "EarlyStop", "ModelCheckpoint", "Unreadable"}
+    assert checkpoint["callbacks"].keys() == {c.state_key for c in stateful}
+    assert len(checkpoint["optimizer_states"][0]["state"]) == len(list(module.parameters()))
+    assert all("momentum_buffer" in state for state in checkpoint["optimizer_states"][0]["state"].values())
+    assert checkpoint["lr_schedulers"][0]["last_epoch"] == FULL.trainer.epochs
+    assert checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"] == FULL.trainer.epochs
+    # What else the task gathers between steps is empty at the end of an epoch, when a checkpoint is written.
+    plain = {*vars(LightningModule()), "_hparams"}
+    gathered = {n for n, v in vars(module).items() if n not in plain and isinstance(v, list | dict | torch.Tensor)}
+    assert gathered == {"_curves", "_validation", "counts", "groups"}  # the last two are the training data's
+    assert not module._curves
+    assert not module._validation
+
+
+@pytest.mark.parametrize("epoch", [1, 2, 3])
+def test_average_selection_and_early_stopping_continue_exactly(tmp_path, epoch):
+    line = fit(FULL, tmp_path / "unbroken")
+    broken = broken_off(FULL, tmp_path / "broken", epoch)
+    assert fit(FULL, broken.path, resume=True)["metrics"] == line["metrics"]
+    assert same_weights(tmp_path / "unbroken", broken.path)
+
+
+def stopped_after_training(monkeypatch, recipe, out):
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "scores_of", give_up)
+        with pytest.raises(ConnectionError):
+            fit(recipe, out)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        {"trainer.ema": 0.8},  # the average must be put in place again
+        {"trainer.select": "early-stopping", "trainer.patience": 1, "trainer.val_every": 1, "trainer.epochs": 30},
+    ],
+    ids=["average", "early-stopping"],
+)
+def test_a_run_that_was_killed_after_training_is_only_evaluated(tmp_path, monkeypatch, override):
+    recipe = TINY.override(override)
+    fit(recipe, tmp_path / "unbroken")
+    stopped_after_training(monkeypatch, recipe, tmp_path / "run")
+    epochs = read_checkpoint(RunFolder(tmp_path / "run").last)["epoch"]
+    assert epochs < 29
+    fit(recipe, tmp_path / "run", resume=True)
+    assert read_checkpoint(RunFolder(tmp_path / "run").last)["epoch"] == epochs
+    assert same_weights(tmp_path / "unbroken", tmp_path / "run")
+
+
+def test_the_average_is_that_of_the_weights_after_every_step(tmp_path):
+    decay, steps = 0.8, []
+
+    class Watch(Callback):
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            steps.append(module.head.weight.detach().clone())
+
+    fit(TINY.override({"trainer.ema": decay}), tmp_path / "run", callbacks=(Watch(),))
+    average = steps[0]
+    for weight in steps[1:]:
+        average = decay * average + (1 - decay) * weight
+    kept = load_file(RunFolder(tmp_path / "run").weights)["head.weight"]
+    torch.testing.assert_close(kept, average)
+    assert not torch.allclose(kept, steps[-1])
+    _, task, _ = run.load_run(tmp_path / "run")
+    assert torch.equal(task.head.weight, kept)
+
+
+def test_a_decay_out_of_range_is_a_sentence(tmp_path):
+    with pytest.raises(InvalidInput, match=r"`trainer\.ema` \(1\) must be at least 0 and below 1"):
+        fit(TINY.override({"trainer.ema": 1.0}), tmp_path / "run")
+
+
+def test_images_that_could_not_be_read_are_still_known_after_a_resumption(tmp_path, monkeypatch):
+    options = fakes.write("image-folder", tmp_path / "data", "train-val-test")
+    next((tmp_path / "data" / "train" / "bee").glob("*.png")).write_bytes(b"broken")
+    recipe = RECIPES["image-folder"]
+    recipe = recipe.override(recipe.smoke | {f"data.{name}": value for name, value in options.items()})
+    lazy = {"data.cache": "files", "data.on_error": "skip", "data.num_workers": 0, "trainer.max_steps": None}
+    recipe = recipe.override(lazy | {"data.augment": "none", "trainer.logger": ("csv",)})
+    stopped_after_training(monkeypatch, recipe, tmp_path / "run")
+    fit(recipe, tmp_path / "run", resume=True)
+    notes = json.loads((tmp_path / "run" / "environment.json").read_text())["notes"]
+    assert any(note.startswith("Unreadable images of train, skipped: 1") for note in notes)
