@@ -111,6 +111,21 @@ def test_a_copy_has_a_relation_of_its_own(name, how):
     assert torch.equal(loss_of(model), loss_of(twin))
 
 
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("how", COPIES)
+def test_a_copy_of_a_sequential_runs_its_own_modules(how):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 12), nn.Linear(12, 5))
+    insert(model, "batchformer", at="1", dropout=0.0, example=IMAGES)
+    before = model(IMAGES)
+    twin = COPIES[how](model).train()
+    nn.init.zeros_(model[2].weight)
+    assert torch.equal(twin(IMAGES), before)
+    torch.compiler.reset()
+    assert torch.equal(torch.compile(twin, backend="eager", fullgraph=True)(IMAGES), before)
+    assert not torch.equal(model(IMAGES), before)
+    assert len(remove(twin)(IMAGES)) == B
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_a_state_with_the_relation_loads_into_another_model_with_one(name):
     model, other = inserted(name), inserted(name)

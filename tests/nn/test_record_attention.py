@@ -3,11 +3,12 @@
 import copy
 
 import pytest
+import tiny
 import torch
 from torch import nn
 
 from setwise.errors import InvalidInput
-from setwise.nn import BatchFormer, BatchFormerV2, record_attention
+from setwise.nn import BatchFormer, BatchFormerV2, insert, record_attention
 from setwise.nn.attention import Recordable
 
 B, N, C = 9, 5, 12
@@ -196,3 +197,27 @@ def test_a_module_of_ones_own_that_says_so_is_recorded_with_its_options():
         pass
     assert [int(found) for found in maps["0"]] == [3]
     assert maps["1"] == []
+
+
+@pytest.mark.parametrize(("relation", "at"), [("batchformer", None), ("batchformer-v2", [0, 2])])
+@pytest.mark.parametrize("training", [True, False])
+def test_an_inserted_relation_is_recorded_and_the_output_stays_the_same(relation, at, training):
+    model = insert(tiny.vit(), relation, at=at, dropout=0.5).train(training)
+    torch.manual_seed(0)
+    expected = model(tiny.images(B))
+    torch.manual_seed(0)
+    with record_attention(model) as maps:
+        out = model(tiny.images(B))
+    assert torch.equal(out, expected)
+    assert list(maps) == ["setwise_relation"]
+    wanted = [(4, B, B)] if at is None else [(5, 4, B, B)] * 2
+    assert [tuple(weights.shape) for weights in maps["setwise_relation"]] == wanted
+    for weights in maps["setwise_relation"]:
+        torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]))
+
+
+def test_recorded_maps_are_those_of_each_relation_in_its_place():
+    model = insert(tiny.vit(), "batchformer-v2", at=[0, 2], shared=False).eval()
+    with record_attention(model) as maps:
+        model(tiny.images(B))
+    assert [len(found) for found in maps.values()] == [1, 1]

@@ -26,7 +26,7 @@ from setwise.errors import InvalidInput
 from setwise.nn import streams
 from setwise.nn.batchformer import BatchFormer, BatchFormerV2
 
-__all__ = ["ARGUMENTS", "INPUTS", "OTHER_ARGUMENTS", "Entry", "Inputs", "Once", "Relate", "parameters_of"]
+__all__ = ["ARGUMENTS", "INPUTS", "OTHER_ARGUMENTS", "Entry", "InOrder", "Inputs", "Once", "Relate", "parameters_of"]
 
 # fmt: off
 INPUTS = frozenset({
@@ -165,7 +165,7 @@ class Relate:
                 'attn_implementation="sdpa" or "eager" to the model.'
             )
         if mask.dim() == 4:  # a key that no query may attend to; masks that are added have large negative numbers
-            attended = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+            attended = mask > torch.finfo(mask.dtype).min / 2 if mask.is_floating_point() else mask.bool()
             mask = attended.any(1).any(1)  # [B, heads, queries, keys] -> [B, keys]
         padding = ~mask.bool()
         one_stream = not self.relation.training or (self.first and not self.doubled)
@@ -199,6 +199,20 @@ def _relate(entry: Entry, x: Tensor, first: bool, padding: Tensor | None) -> Ten
 def _is_watched(relation: nn.Module) -> bool:
     """Somebody hooked the relation itself, as :func:`record_attention` does: it is called in evaluation, too."""
     return bool(relation._forward_pre_hooks)
+
+
+class InOrder:
+    """The forward pass of a ``Sequential`` that holds a relation, which is none of the modules it runs."""
+
+    def __init__(self, model: nn.Module, relation: str) -> None:
+        self.model, self.relation = model, relation
+
+    def forward(self, x: Any) -> Any:
+        """Stands in for the model's own."""
+        for name, module in self.model._modules.items():
+            if name != self.relation and module is not None:
+                x = module(x)
+        return x
 
 
 class Inputs:

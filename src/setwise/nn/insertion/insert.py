@@ -13,7 +13,7 @@ from torch import nn
 from setwise.errors import InvalidInput, choose
 from setwise.nn.batchformer import BatchFormer, BatchFormerV2
 from setwise.nn.insertion.checks import Output, Standing
-from setwise.nn.insertion.hooks import ARGUMENTS, OTHER_ARGUMENTS, Entry, Inputs, Once, Relate, parameters_of
+from setwise.nn.insertion.hooks import ARGUMENTS, OTHER_ARGUMENTS, Entry, InOrder, Inputs, Once, Relate, parameters_of
 from setwise.nn.insertion.measure import Place, Seen, forks, measure, observe
 from setwise.nn.insertion.places import HEAD_NAMES, find_classifiers, find_layers, is_transformers
 
@@ -85,6 +85,7 @@ def insert(
 
     Source: Hou et al., BatchFormer, arXiv:2203.01522, section 3.2; BatchFormerV2, arXiv:2204.01254, section 3.
 
+    >>> import torch
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 3))
     >>> model = insert(model, "batchformer", at="2", example=torch.randn(2, 3, 2, 2))
     >>> model(torch.randn(32, 3, 2, 2)).shape
@@ -147,6 +148,8 @@ def remove(model: Model) -> Model:
                 kinds.pop(key, None)
     for name, value in insertion.attributes.items():
         setattr(model, name, value)
+    if isinstance(getattr(vars(model).get("forward"), "__self__", None), InOrder):
+        del model.forward
     delattr(model, NAME)
     delattr(model, RECORD)
     return model
@@ -253,6 +256,8 @@ def _settle(model: nn.Module, module: nn.Module) -> None:
     if weight is not None:
         module.to(device=weight.device, dtype=weight.dtype)
     model.add_module(NAME, module.train(model.training))
+    if type(model).forward is nn.Sequential.forward:
+        model.forward = InOrder(model, NAME).forward
 
 
 # ---------------------------------------------------------------------------------------------------------- hooks
