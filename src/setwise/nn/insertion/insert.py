@@ -15,7 +15,7 @@ from setwise.nn.batchformer import BatchFormer, BatchFormerV2
 from setwise.nn.insertion.checks import Output, Standing
 from setwise.nn.insertion.hooks import ARGUMENTS, OTHER_ARGUMENTS, Entry, InOrder, Inputs, Once, Relate, parameters_of
 from setwise.nn.insertion.measure import Place, Seen, forks, measure, observe
-from setwise.nn.insertion.places import HEAD_NAMES, find_classifiers, find_layers, is_transformers
+from setwise.nn.insertion.places import HEAD_NAMES, LAYERS, find_classifiers, find_layers, is_transformers
 
 __all__ = ["insert", "remove"]
 
@@ -217,7 +217,7 @@ def _named(model: nn.Module, place: str | int) -> str:
 def _list_layers(model: nn.Module) -> str:
     layers = find_layers(model)
     if not layers:
-        return f"No list of layers was found in {type(model).__name__}: name a submodule."
+        return f"No list of layers was found in {type(model).__name__}: name a submodule. Looked for {LAYERS}."
     listed = [f"{index}: {name}" for index, name in enumerate(layers)]
     shown = listed if len(listed) <= 30 else [*listed[:14], "...", *listed[-14:]]
     return f"Layers of {type(model).__name__}: {', '.join(shown)}."

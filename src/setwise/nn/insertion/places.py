@@ -11,10 +11,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["HEAD_NAMES", "find_classifiers", "find_layers", "is_transformers", "width_of"]
+__all__ = ["HEAD_NAMES", "LAYERS", "find_classifiers", "find_layers", "is_transformers", "width_of"]
 
 HEAD_NAMES = ("fc", "classifier", "head", "heads", "last_linear", "linear", "score")
 """Attributes under which models without ``get_classifier()`` keep their classifier, as torchvision's do."""
+
+LAYERS = (
+    "group_matcher(), for layers of transformers, and for modules of one class that stand in a list or a Sequential"
+)
+"""What :func:`find_layers` looks for, for errors."""
 
 AUXILIARY_HEADS = ("aux1", "aux2", "AuxLogits", "aux_head")
 """Further classifiers of the same samples: GoogLeNet's and Inception's in torchvision, VOLO's in timm."""
@@ -42,7 +47,7 @@ def find_classifiers(model: nn.Module) -> list[str]:
     else:
         found = [getattr(model, name) for name in HEAD_NAMES if isinstance(getattr(model, name, None), nn.Module)][:1]
     found += [head for name in AUXILIARY_HEADS if isinstance(head := getattr(model, name, None), nn.Module)]
-    last = {id(layer) for head in found if (layer := _last_scoring(head)) is not None}
+    last = {id(layer) for head in found for layer in _last_scoring(head)}
     return [name for name, module in model.named_modules() if id(module) in last]
 
 
@@ -69,10 +74,17 @@ def _modules_in(value: Any) -> list[nn.Module]:
     return [value] if isinstance(value, nn.Module) else []
 
 
-def _last_scoring(head: nn.Module) -> nn.Module | None:
-    """The last linear layer or convolution of a head: features go in, scores come out."""
+def _last_scoring(head: nn.Module) -> list[nn.Module]:
+    """The last linear layer or convolution of a head, where features go in and scores come out, and those beside it.
+
+    Two that take as many channels and give as many others cannot follow each other: they are two classifiers in one
+    head, as RepViT's.
+    """
     scoring = [module for module in head.modules() if _scores(module)]
-    return scoring[-1] if scoring else None
+    widths = [(width_of(module), width_of(module, out=True)) for module in scoring]
+    if not scoring or widths[-1][0] == widths[-1][1]:
+        return scoring[-1:]
+    return [module for module, width in zip(scoring, widths, strict=True) if width == widths[-1]]
 
 
 def _scores(module: nn.Module) -> bool:
