@@ -45,6 +45,7 @@ class Case:
         batch: samples -> positional and named arguments.
         relations: which are tried.
         example: give ``insert`` a batch, and do not let it make up one.
+        options: what ``insert`` is told of "batchformer-v2" where it asks: the name of a layer, the axis of channels.
     """
 
     library: str
@@ -54,6 +55,7 @@ class Case:
     batch: Callable[[int], Arguments]
     relations: tuple[str, ...] = ("batchformer", "batchformer-v2")
     example: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -99,7 +101,9 @@ def _check(plain: nn.Module, case: Case, relation: str, result: Result) -> None:
     options: dict[str, Any] = {"dropout": 0.0} | ({"example": _unlabelled(batch(1))} if case.example else {})
     if relation == "batchformer-v2":
         layers = find_layers(plain)
-        options["at"], result.place = [len(layers) // 2], layers[len(layers) // 2] if layers else ""
+        options["at"] = [len(layers) // 2]
+        options |= case.options
+        result.place = case.options.get("at") or (layers[len(layers) // 2] if layers else "")
     model = insert(deepcopy(plain), relation, **options)
     say = result.problems.append
     if not _equal(model.eval(), plain.eval(), batch(2)):
@@ -170,7 +174,7 @@ def _check_streams_are_apart(model: nn.Module, batch: Callable[[int], Arguments]
     related = max(_difference(b[3 * n : 4 * n], a[3 * n : 4 * n]) for a, b, n in zip(before, after, row, strict=True))
     if plain > TOLERANCE:
         say(f"the plain row of a sample changes by {plain:.1e} with another sample")
-    if not related > 0:
+    if not related > plain:  # a NaN is no change, either
         say("the related row of a sample does not change with another sample")
 
 

@@ -7,6 +7,7 @@ smallest image from 64 pixels on with which it runs. Nothing is downloaded: all 
 
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -77,6 +78,16 @@ OPTIONS: dict[str, dict[str, Any]] = {
 """timm: what makes the largest of the smallest models smaller."""
 EXAMPLES = frozenset({"deepseek_vit_412m", "gemma4_vit_167m", "mobilenetv5_base", "sam2_hiera_tiny"})
 """timm: models of images so large that ``insert`` gets a smaller one as its ``example``, to save time."""
+
+TOLD: dict[tuple[str, str], dict[str, Any]] = {
+    ("timm", "nest_tiny"): {"channels_first": False},  # blocks of tokens [B, blocks, tokens, C] look like a map
+    ("torchvision", "alexnet"): {"at": "features.5"},  # layers of torch alone: none of its lists is one of layers
+    ("torchvision", "vgg11"): {"at": "features.10"},
+    ("transformers", "PvtV2ForImageClassification"): {"at": "pvt_v2.encoder.layers.2.blocks.0"},  # a stage nests tuples
+    ("transformers", "SqueezeBertForSequenceClassification"): {"at": "transformer.encoder.layers.1.output"},
+    # ... whose layers are run by their forward(), past all hooks
+}
+"""Library and model -> what ``insert`` asks for in its error, and is told here."""
 
 TORCHVISION = {
     "alexnet": ("alexnet", 64), "convnext": ("convnext_tiny", 64), "densenet": ("densenet121", 64),
@@ -149,9 +160,8 @@ TEXTS: dict[str, dict[str, Any]] = {
 
 def cases() -> Iterator[Case]:
     """All models, in the order of the table."""
-    yield from _timm()
-    yield from _torchvision()
-    yield from _transformers()
+    for case in (*_timm(), *_torchvision(), *_transformers()):
+        yield replace(case, options=TOLD.get((case.library, case.name), {}))
 
 
 def _images(size: int, channels: int, samples: int) -> Arguments:
