@@ -35,7 +35,8 @@ TINY = RECIPES["digits-lt"].override(
     }
 )
 FULL = TINY.override({"trainer.ema": 0.8, "trainer.select": "early-stopping", "trainer.val_every": 1})
-"""Everything that has a state: momentum, schedule, average, selection, early stopping."""
+FULL = FULL.override({"relation.memory": 150})
+"""Everything that has a state: momentum, schedule, average, selection, early stopping, a memory of past samples."""
 
 
 def fit(recipe, out, **options):

@@ -78,7 +78,8 @@ def build_loader(recipe: Recipe, splits: Splits, part: str) -> Loader:
         mixup=data.mixup,
         cutmix=data.cutmix,
         num_classes=len(splits.class_names),
-        mixed=recipe.relation.relate_at_test,  # predictions depend on the batch, which must not be all of one class
+        # Predictions that depend on the batch must not have one that is all of one class.
+        mixed=recipe.relation.relate_at_test and not recipe.relation.memory,
         on_error=data.on_error,
     )
 
@@ -132,7 +133,8 @@ def _check(recipe: Recipe) -> None:
     data, relation = recipe.data, recipe.relation
     at_least = {"trainer.epochs": 1, "trainer.val_every": 1, "trainer.checkpoint_every": 1, "trainer.patience": 1}
     at_least |= {"trainer.max_steps": 1, "trainer.devices": 1, "trainer.num_nodes": 1, "num_seeds": 1}
-    at_least |= {"relation.related_weight": 0, "data.batch_size": 1, "data.micro_batch": 1}
+    at_least |= {"relation.related_weight": 0, "relation.memory": 0, "relation.num_inducing": 1}
+    at_least |= {"data.batch_size": 1, "data.micro_batch": 1}
     for path, smallest in at_least.items():
         group, _, name = path.rpartition(".")
         value = getattr(getattr(recipe, group) if group else recipe, name)
@@ -147,6 +149,11 @@ def _check(recipe: Recipe) -> None:
         raise InvalidInput(
             f"`relation.attend` {relation.attend} chooses neighbours by their labels, which a test has not: it cannot "
             "go with relation.relate_at_test."
+        )
+    if relation.memory and relation.attend not in ("all", "uniform"):
+        raise InvalidInput(
+            f"`relation.attend` {relation.attend} says who of the batch attends to whom, which nothing says of a "
+            "memory: leave out relation.memory."
         )
     if recipe.trainer.select != "last" and recipe.trainer.epochs < recipe.trainer.val_every:
         raise InvalidInput(
@@ -180,6 +187,8 @@ def _relation(recipe: Recipe, dim: int) -> BatchFormer | None:
             dropout=part.dropout,
             attention_dropout=part.attention_dropout,
             num_layers=part.num_layers,
+            num_inducing=part.num_inducing,
+            memory=part.memory,
             gather=part.gather,
         )
     if part.attend == "uniform":

@@ -48,8 +48,8 @@ def export(run: str | Path, out: Path, formats: Sequence[str] = ("safetensors", 
     _, task, model = load_run(run)
     if task.relate_at_test and task.relation is not None:
         raise InvalidInput(
-            f"{run} relates its test batch (relation.relate_at_test), so a prediction depends on the other images; "
-            "export a run without it."
+            f"{run} relates at test (relation.relate_at_test), so a prediction depends on other images; export a run "
+            "without it."
         )
     plain = task.plain().eval()
     images = torch.randn(

@@ -1,5 +1,6 @@
 """The encoder layer against torch's own and against the paper's formula in plain loops."""
 
+import loops
 import numpy as np
 import pytest
 import torch
@@ -24,35 +25,6 @@ def layer_and_torchs(*, num_heads=4, dropout=0.0, dtype=torch.float32):
         nn.init.normal_(parameter, std=0.5)
     ours.load_state_dict(theirs.state_dict(), strict=True)
     return ours, theirs
-
-
-def paper_formula(layer, x):
-    """Attention over the rows of ``x [B, C]``, residual, norm, feed-forward, residual, norm: loops, float64."""
-    state = {name: value.double().numpy() for name, value in layer.state_dict().items()}
-    heads, (b, c) = layer.self_attn.num_heads, x.shape
-    width = c // heads
-
-    def norm(row, name):
-        centred = row - row.mean()
-        return centred / np.sqrt((centred**2).mean() + 1e-5) * state[f"{name}.weight"] + state[f"{name}.bias"]
-
-    packed = np.stack([state["self_attn.in_proj_weight"] @ row + state["self_attn.in_proj_bias"] for row in x])
-    query, key, value = packed[:, :c], packed[:, c : 2 * c], packed[:, 2 * c :]
-    out = np.zeros_like(x)
-    for i in range(b):
-        related = np.zeros(c)
-        for head in range(heads):
-            part = slice(head * width, (head + 1) * width)
-            scores = np.array([query[i, part] @ key[j, part] for j in range(b)]) / np.sqrt(width)
-            weights = np.exp(scores - scores.max())
-            weights /= weights.sum()
-            for j in range(b):
-                related[part] += weights[j] * value[j, part]
-        related = state["self_attn.out_proj.weight"] @ related + state["self_attn.out_proj.bias"]
-        first = norm(x[i] + related, "norm1")
-        hidden = np.maximum(state["linear1.weight"] @ first + state["linear1.bias"], 0)
-        out[i] = norm(first + state["linear2.weight"] @ hidden + state["linear2.bias"], "norm2")
-    return out
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -84,7 +56,7 @@ def test_evaluation_equals_torchs_whatever_the_dropout():
 def test_layer_equals_the_papers_formula_in_plain_loops(num_heads):
     ours, _ = layer_and_torchs(num_heads=num_heads, dtype=torch.float64)
     x = samples(B, C, dtype=torch.float64)
-    np.testing.assert_allclose(ours(x).detach().numpy(), paper_formula(ours, x.numpy()), rtol=1e-10, atol=1e-10)
+    np.testing.assert_allclose(ours(x).detach().numpy(), loops.encoder_layer(ours, x.numpy()), rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("num_layers", [1, 3])
@@ -93,7 +65,7 @@ def test_batchformer_appends_the_papers_formula(num_layers):
     x = samples(B, C, dtype=torch.float64)
     expected = x.numpy()
     for layer in relation.layers:
-        expected = paper_formula(layer, expected)
+        expected = loops.encoder_layer(layer, expected)
     out = relation(x).detach()
     np.testing.assert_array_equal(out[:B].numpy(), x.numpy())
     np.testing.assert_allclose(out[B:].numpy(), expected, rtol=1e-10, atol=1e-10)

@@ -53,6 +53,13 @@ class InMicroBatches(nn.Module):
         return self.head(self.relation(in_micro_batches(self.backbone, x, 2)))
 
 
+def with_memory(model):
+    """As after a few steps: all processes hold the same samples."""
+    relation = next(module for module in model.modules() if isinstance(module, BatchFormer))
+    relation.memory.write(torch.randn(5, 16))
+    return model
+
+
 OPTIONS = {"num_layers": 2, "dropout": 0.0, "gather": True}
 NETWORKS = {
     "a ViT with BatchFormer": lambda: insert(vit(), "batchformer", **OPTIONS),
@@ -62,6 +69,8 @@ NETWORKS = {
         Convolutions(), "batchformer-v2", at="stem", **OPTIONS
     ),
     "a ViT in micro-batches": InMicroBatches,
+    "a ViT through inducing points": lambda: insert(vit(), "batchformer", num_inducing=3, **OPTIONS),
+    "a ViT with a memory": lambda: with_memory(insert(vit(), "batchformer", memory=7, **OPTIONS | {"num_layers": 1})),
 }
 
 

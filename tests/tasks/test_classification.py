@@ -163,6 +163,29 @@ def test_a_transductive_control_still_sees_itself_alone():
     torch.testing.assert_close(control(batch.image)[:3], control(batch.image[:3]))
 
 
+def test_with_a_memory_a_prediction_at_test_does_not_depend_on_the_other_images():
+    task, batch = make(relation__relate_at_test=True, relation__memory=30), make_batch()
+    plain = make().eval()
+    for seed in (1, 2):
+        step(task.train(), make_batch(seed=seed))
+    task.backbone.load_state_dict(plain.backbone.state_dict())  # the steps above moved BatchNorm's statistics
+    task.eval()
+    assert not torch.allclose(task(batch.image), plain(batch.image))
+    torch.testing.assert_close(task(batch.image)[:3], task(batch.image[:3]))
+
+
+@pytest.mark.parametrize("attend", ["self", "same-class", "shuffled"])
+def test_a_memory_does_not_go_with_a_choice_of_neighbours(attend):
+    with pytest.raises(InvalidInput, match="which nothing says of a memory: leave out relation.memory"):
+        make(relation__memory=30, relation__attend=attend)
+
+
+def test_the_control_has_no_memory_of_others():
+    recipe = RECIPES["digits-lt"].override({"relation.memory": 30, "relation.num_inducing": 8})
+    control = recipe.as_variant("control").relation
+    assert (control.memory, control.num_inducing, control.attend) == (0, 8, "self")
+
+
 @pytest.mark.parametrize("attend", ["same-class", "other-class", "shuffled"])
 def test_labels_cannot_choose_neighbours_at_test(attend):
     with pytest.raises(InvalidInput, match="chooses neighbours by their labels, which a test has not"):

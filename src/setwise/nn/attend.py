@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from setwise.errors import choose
 from setwise.nn.attention import SetAttention
+from setwise.nn.induced import InducedLayer
 
 __all__ = ["ATTEND", "attend_mask", "fix_query_and_key", "make_uniform"]
 
@@ -56,10 +57,11 @@ def fix_query_and_key(relation: nn.Module) -> None:
     """Give query and key weights a gradient of exactly zero, as attention to a single sample has in exact arithmetic.
 
     With one weight of one, softmax has no slope; the fused kernels leave rounding errors there, which an optimizer that
-    normalises gradients would blow up.
+    normalises gradients would blow up. Attention to inducing points has a slope, whomever they have seen.
     """
+    to_points = {m.distribute.self_attn for m in relation.modules() if isinstance(m, InducedLayer)}
     for module in relation.modules():
-        if isinstance(module, SetAttention):
+        if isinstance(module, SetAttention) and module not in to_points:
             for parameter in (module.in_proj_weight, module.in_proj_bias):
                 parameter.register_hook(_without_query_and_key)
 

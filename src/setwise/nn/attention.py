@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from setwise.errors import InvalidInput
 from setwise.nn.gather import gather_set, place
 
-__all__ = ["EncoderLayer", "Recordable", "SetAttention", "record_attention"]
+__all__ = ["EncoderLayer", "Recordable", "SetAttention", "or_itself", "record_attention"]
 
 # The fused CUDA kernels put (positions x heads) on a grid axis of 16 bits, and flash attention's backward pass indexes
 # positions x heads x set (rounded up to 128) x head width (at least 32) with 31 bits; larger calls are cut into chunks.
@@ -53,13 +53,16 @@ class SetAttention(nn.Module):
         nn.init.xavier_uniform_(self.in_proj_weight)
         nn.init.zeros_(self.out_proj.bias)
 
-    def forward(self, x: Float[Tensor, "B N C"], mask: Mask = None) -> Float[Tensor, "B N C"]:
+    def forward(
+        self, x: Float[Tensor, "B N C"], mask: Mask = None, others: Float[Tensor, "keys N C"] | None = None
+    ) -> Float[Tensor, "B N C"]:
         """Relate ``x`` along its first axis.
 
         ``mask`` is True where a row may attend to a column: ``[B, keys]`` for all positions, or ``[N, 1, 1, keys]`` for
-        all samples of each position, which must leave somebody.
+        all samples of each position, which must leave somebody. ``others`` is the set to attend to; None: ``x`` itself,
+        with ``gather`` that of all processes.
         """
-        query, key, value = self._project(x)
+        query, key, value = self._project(x, others)
         mask = self._never_empty(mask)
         dropout = self.dropout if self.training else 0.0
         size = _chunk_size(query, key)
@@ -72,9 +75,11 @@ class SetAttention(nn.Module):
             y = torch.cat([F.scaled_dot_product_attention(*p, dropout_p=dropout) for p in parts])
         return self.out_proj(y.permute(2, 0, 1, 3).flatten(2))  # [N, heads, B, d] -> [B, N, C]
 
-    def weights(self, x: Float[Tensor, "B N C"], mask: Mask = None) -> Float[Tensor, "N heads B keys"]:
+    def weights(
+        self, x: Float[Tensor, "B N C"], mask: Mask = None, others: Float[Tensor, "keys N C"] | None = None
+    ) -> Float[Tensor, "N heads B keys"]:
         """The attention weights of ``forward`` before dropout; rows sum to 1."""
-        query, key, _ = self._project(x)
+        query, key, _ = self._project(x, others)
         scores = query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5
         mask = self._never_empty(mask)
         if mask is not None:
@@ -82,21 +87,16 @@ class SetAttention(nn.Module):
         return scores.softmax(-1)
 
     def _never_empty(self, mask: Tensor | None) -> Tensor | None:
-        """Give a row that may attend to nobody itself: a softmax over nothing would be NaN."""
-        if mask is None or mask.dim() == 4:
-            return mask
-        rank = place()[0] if self.gather else 0
-        rows = torch.arange(mask.shape[0], device=mask.device)
-        columns = torch.arange(mask.shape[1], device=mask.device)
-        itself = rows[:, None] + rank * len(rows) == columns
-        return mask | (itself & ~mask.any(1, keepdim=True))
+        return mask if mask is None or mask.dim() == 4 else or_itself(mask, place()[0] if self.gather else 0)
 
-    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _project(self, x: Tensor, others: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries ``[N, heads, B, d]``, keys and values ``[N, heads, keys, d]``, as views without a copy."""
-        if self.gather:
+        if self.gather and others is None:
+            others = gather_set(x)
+        if others is not None:
             dim = x.shape[-1]
             query = F.linear(x, self.in_proj_weight[:dim], self.in_proj_bias[:dim])
-            packed = F.linear(gather_set(x), self.in_proj_weight[dim:], self.in_proj_bias[dim:])
+            packed = F.linear(others, self.in_proj_weight[dim:], self.in_proj_bias[dim:])
             key, value = packed.chunk(2, -1)
         else:  # cut along the channels, so that the gradient is put together in the layout the product needs
             query, key, value = F.linear(x, self.in_proj_weight, self.in_proj_bias).chunk(3, -1)
@@ -147,20 +147,38 @@ class EncoderLayer(nn.Module):
         self.dropout2 = nn.Dropout(dropout)
 
     def forward(
-        self, x: Float[Tensor, "B C"] | Float[Tensor, "B N C"], mask: Mask = None
+        self,
+        x: Float[Tensor, "B C"] | Float[Tensor, "B N C"],
+        mask: Mask = None,
+        others: Float[Tensor, "keys C"] | Float[Tensor, "keys N C"] | None = None,
     ) -> Float[Tensor, "B C"] | Float[Tensor, "B N C"]:
-        """Relate the samples of ``x``, ``[B, C]`` or ``[B, N, C]``, along the first axis; same shape back."""
+        """Relate the samples of ``x``, ``[B, C]`` or ``[B, N, C]``, along the first axis; same shape back.
+
+        ``others`` is the set to attend to, with as many axes; None: ``x`` itself.
+        """
         if x.dim() == 2:
-            return self.forward(x.unsqueeze(1), mask).squeeze(1)
+            return self.forward(x.unsqueeze(1), mask, None if others is None else others.unsqueeze(1)).squeeze(1)
         if _is_half(x):
-            return self._in_float32(x, mask)
-        x = self.norm1(x + self.dropout1(self.self_attn(x, mask)))
+            return self._in_float32(x, mask, others)
+        x = self.norm1(x + self.dropout1(self.self_attn(x, mask, others)))
         return self.norm2(x + self.dropout2(self.linear2(self.dropout(self.linear1(x).relu()))))
 
-    def _in_float32(self, x: Tensor, mask: Tensor | None) -> Tensor:
+    def _in_float32(self, x: Tensor, mask: Tensor | None, others: Tensor | None) -> Tensor:
         weights = {name: weight.float() for name, weight in self.named_parameters()}
+        others = None if others is None else others.float()
         with torch.autocast(x.device.type, enabled=False):
-            return torch.func.functional_call(self, weights, (x.float(), mask)).to(x.dtype)
+            return torch.func.functional_call(self, weights, (x.float(), mask, others)).to(x.dtype)
+
+
+def or_itself(mask: Bool[Tensor, "B keys"], rank: int = 0) -> Bool[Tensor, "B keys"]:
+    """Give a row that may attend to nobody itself: a softmax over nothing would be NaN.
+
+    The keys begin with the samples of all processes, in the order of their ranks.
+    """
+    rows = torch.arange(mask.shape[0], device=mask.device)
+    columns = torch.arange(mask.shape[1], device=mask.device)
+    itself = rows[:, None] + rank * len(rows) == columns
+    return mask | (itself & ~mask.any(1, keepdim=True))
 
 
 def _is_half(x: Tensor) -> bool:

@@ -3,104 +3,20 @@
 Letters: ``B`` samples, ``N`` token positions, ``C`` channels, ``H W`` map size.
 """
 
-import warnings
-from collections.abc import Callable
-
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
+from torch import Tensor
 
 from setwise.errors import InvalidInput
 from setwise.nn import streams
-from setwise.nn.attention import EncoderLayer, Recordable, SetAttention
 from setwise.nn.gather import gather_set, place
+from setwise.nn.memory import Memory
+from setwise.nn.relation import Relation
 
 __all__ = ["BatchFormer", "BatchFormerV2"]
 
-FEW_SAMPLES = 8
-"""A set smaller than this is warned about: attention over it has next to nothing to attend to."""
 
-
-class _Relation(nn.Module, Recordable):
-    """What both versions share: the layers over the set, the checks, and the recording."""
-
-    def __init__(
-        self,
-        dim: int,
-        *,
-        num_heads: int | None,
-        mlp_ratio: float,
-        dropout: float,
-        attention_dropout: float | None,
-        num_layers: int,
-        gather: bool,
-    ) -> None:
-        super().__init__()
-        _check_positive(dim=dim, mlp_ratio=mlp_ratio, num_layers=num_layers)
-        _check_probability(dropout=dropout, attention_dropout=attention_dropout)
-        self.dim, self.gather = dim, gather
-        self.layers = nn.ModuleList(
-            EncoderLayer(
-                dim,
-                _default_heads(dim) if num_heads is None else num_heads,
-                mlp_ratio=mlp_ratio,
-                dropout=dropout,
-                attention_dropout=dropout if attention_dropout is None else attention_dropout,
-                gather=gather,
-            )
-            for _ in range(num_layers)
-        )
-        self._warned = False
-
-    def extra_repr(self) -> str:
-        return f"dim={self.dim}, gather={self.gather}"
-
-    def _relate(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        related = x
-        for layer in self.layers:
-            related = layer(related, mask)
-        return related.to(x.dtype)  # under bfloat16 autocast on a GPU the norms return float32
-
-    def _check_set(self, size: int) -> None:
-        if size == 0:
-            raise InvalidInput("A relation needs at least one sample, but the batch is empty.")
-        if not self.training or self._warned or torch.compiler.is_compiling():
-            return
-        joined = size * (place()[1] if self.gather else 1)
-        if joined < FEW_SAMPLES:
-            self._warned = True
-            warnings.warn(
-                f"{type(self).__name__} relates only {joined} sample{'s' * (joined > 1)}: there is little to learn "
-                "from so few others. Use a larger batch, or gather=True over several processes.",
-                stacklevel=3,
-            )
-
-    def record(self, keep: Callable[[Tensor], None], **what: object) -> list[RemovableHandle]:
-        """Hand every attention map to ``keep``; see :func:`setwise.nn.record_attention`."""
-
-        def weights(attention: nn.Module, args: tuple, kwargs: dict) -> None:
-            with torch.no_grad():
-                keep(self._as_map(attention.weights(*args, **kwargs)))  # type: ignore[operator]
-
-        def relate_anyway(module: nn.Module, args: tuple, kwargs: dict) -> None:
-            # In evaluation forward() does not call the layers; call them here so that their hooks see the weights.
-            if not module.training:
-                with torch.no_grad():
-                    self._relate_input(*args, **kwargs)
-
-        attentions = [module for module in self.layers.modules() if isinstance(module, SetAttention)]
-        hooks = [attention.register_forward_pre_hook(weights, with_kwargs=True) for attention in attentions]
-        return [*hooks, self.register_forward_pre_hook(relate_anyway, with_kwargs=True)]
-
-    def _as_map(self, weights: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def _relate_input(self, *args: object, **kwargs: object) -> None:
-        raise NotImplementedError
-
-
-class BatchFormer(_Relation):
+class BatchFormer(Relation):
     """Let the samples of a mini-batch learn from each other: an encoder layer over the batch axis of features.
 
     In training the output holds every sample twice, plain and related, for one shared classifier; double the target
@@ -115,11 +31,15 @@ class BatchFormer(_Relation):
         attention_dropout: on the attention weights; None: as ``dropout``. At 0 no ``[B, B]`` matrix is kept; above 0
             the fused kernels are left, which matters from about a thousand samples on.
         num_layers: encoder layers. Paper: 1.
+        num_inducing: relate through so many learned points, for sets of thousands: linear in the set and not exact,
+            see :class:`setwise.nn.induced.InducedLayer`. None: all to all. Paper: None.
+        memory: features of so many past samples that are related to as well, without a gradient; for small batches,
+            with one layer. They are kept in the state dict. Paper: 0.
         gather: relate the samples of all processes (each returns its own ``[2B, C]``). Without an initialised process
             group nothing changes.
 
     Raises:
-        InvalidInput: for arguments out of range, a wrong axis, another width, or an empty batch.
+        InvalidInput: for arguments out of range, a wrong axis, another width, an empty batch, or a mask with a memory.
 
     Source: Hou, Yu, Tao, BatchFormer, CVPR 2022, arXiv:2203.01522, section 3.2.
 
@@ -139,6 +59,8 @@ class BatchFormer(_Relation):
         dropout: float = 0.5,
         attention_dropout: float | None = None,
         num_layers: int = 1,
+        num_inducing: int | None = None,
+        memory: int = 0,
         gather: bool = False,
     ) -> None:
         super().__init__(
@@ -148,8 +70,15 @@ class BatchFormer(_Relation):
             dropout=dropout,
             attention_dropout=attention_dropout,
             num_layers=num_layers,
+            num_inducing=num_inducing,
             gather=gather,
         )
+        if memory and num_layers > 1:
+            raise InvalidInput(
+                f"`memory` ({memory}) goes with one layer, but `num_layers` is {num_layers}: what the first layer "
+                "made of past samples was not kept."
+            )
+        self.memory = Memory(memory, dim) if memory else None
 
     def forward(self, x: Float[Tensor, "B C"], mask: Bool[Tensor, "B keys"] | None = None) -> Float[Tensor, "rows C"]:
         """Relate features.
@@ -163,12 +92,31 @@ class BatchFormer(_Relation):
             In training ``[2B, C]``: ``x`` unchanged, then the related rows. In evaluation ``x`` itself.
         """
         self._check(x, mask)
-        return streams.join(x, self._relate(x, mask)) if self.training else x
+        if not self.training:
+            return x
+        if self.memory is None:
+            return streams.join(x, self._relate(x, mask))
+        batch = gather_set(x) if self.gather else x
+        related = self._relate(x, None, self.memory.join(batch))
+        self.memory.write(batch)
+        return streams.join(x, related)
 
     def relate(self, x: Float[Tensor, "B C"], mask: Bool[Tensor, "B keys"] | None = None) -> Float[Tensor, "B C"]:
-        """The related rows alone, in training and evaluation: for transductive tests, where the paper has none."""
+        """The related rows alone, in training and evaluation, for tests that keep the relation; the paper has none.
+
+        Without a memory samples are related to each other (transductive). With one, each is related to itself and to
+        the memory alone, so that a prediction does not depend on the rest of the batch.
+        """
         self._check(x, mask)
-        return self._relate(x, mask)
+        if self.memory is None:
+            return self._relate(x, mask)
+        joined = self.memory.join(x)
+        mask = torch.ones(len(x), len(joined), dtype=torch.bool, device=x.device)
+        mask[:, : len(x)] = torch.eye(len(x), dtype=torch.bool, device=x.device)
+        return self._relate(x, mask, joined)
+
+    def _remembered(self) -> int:
+        return 0 if self.memory is None else len(self.memory)
 
     def _check(self, x: Tensor, mask: Tensor | None) -> None:
         if x.dim() != 2:
@@ -182,6 +130,11 @@ class BatchFormer(_Relation):
                 + (": is the batch on the last axis? Transpose it." if x.shape[0] == self.dim else ".")
             )
         self._check_set(x.shape[0])
+        if mask is not None and self.memory is not None:
+            raise InvalidInput(
+                f"A `mask` says who of the batch attends to whom, and there is none for the memory of "
+                f"{self.memory.size} past samples: use one of both."
+            )
         wanted = (x.shape[0], x.shape[0] * (place()[1] if self.gather else 1))
         if mask is not None and (mask.dtype != torch.bool or mask.shape != wanted):
             raise InvalidInput(
@@ -196,7 +149,7 @@ class BatchFormer(_Relation):
         self.relate(x, mask)
 
 
-class BatchFormerV2(_Relation):
+class BatchFormerV2(Relation):
     """BatchFormer at every token: at each position, the images of the batch learn from each other.
 
     Goes between the layers of a transformer; one set of weights serves all positions. The first insertion doubles the
@@ -211,6 +164,7 @@ class BatchFormerV2(_Relation):
         attention_dropout: on the attention weights; None: as ``dropout``. Above 0 the fused kernels are left: 2.2x the
             time and 3x the memory of the attention on a CPU.
         num_layers: encoder layers. Paper: 1.
+        num_inducing: relate through so many learned points at every position; None: all to all. Paper: None.
         gather: relate the samples of all processes.
 
     Raises:
@@ -235,6 +189,7 @@ class BatchFormerV2(_Relation):
         dropout: float = 0.5,
         attention_dropout: float | None = None,
         num_layers: int = 1,
+        num_inducing: int | None = None,
         gather: bool = False,
     ) -> None:
         super().__init__(
@@ -244,6 +199,7 @@ class BatchFormerV2(_Relation):
             dropout=dropout,
             attention_dropout=attention_dropout,
             num_layers=num_layers,
+            num_inducing=num_inducing,
             gather=gather,
         )
         self.channels_first = channels_first
@@ -324,19 +280,3 @@ class BatchFormerV2(_Relation):
     def _relate_input(self, x: Tensor, first: bool = True, padding: Tensor | None = None) -> None:  # type: ignore[override]
         self._check(x, first, padding)
         self._relate_layout(x, padding)
-
-
-def _default_heads(dim: int) -> int:
-    return next(heads for heads in (4, 3, 2, 1) if dim % heads == 0)
-
-
-def _check_positive(**values: float) -> None:
-    for name, value in values.items():
-        if value <= 0:
-            raise InvalidInput(f"`{name}` must be above 0, but it is {value}.")
-
-
-def _check_probability(**values: float | None) -> None:
-    for name, value in values.items():
-        if value is not None and not 0 <= value <= 1:
-            raise InvalidInput(f"`{name}` is a probability in 0..1, but it is {value}.")

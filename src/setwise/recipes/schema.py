@@ -109,10 +109,15 @@ class Relation:
     """Weight decay of the relation; None: the optimizer's."""
     related_weight: float = 1.0
     """Weight of the related stream's loss against the plain stream's 1; the sum is divided by 1 + this weight."""
+    num_inducing: int | None = None
+    """Relate through so many learned points, for sets of thousands (not exact); None: all to all. Paper: None."""
+    memory: int = 0
+    """Features of so many past samples that are related to as well, without a gradient; for small batches. Paper: 0."""
     gather: bool = False
     """Relate the samples of all processes, with exact gradients; the set is then devices x batch size."""
     relate_at_test: bool = False
-    """Transductive evaluation: predictions of the test batch depend on each other. The paper removes the relation."""
+    """Keep the relation at test. Without a memory predictions of a test batch depend on each other (transductive); with
+    one, each is related to the memory of training features alone. The paper removes the relation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -295,7 +300,8 @@ class Recipe:
     def as_variant(self, variant: Variant) -> "Recipe":
         """The related recipe itself, its plain twin, or its control (every sample attends to itself alone).
 
-        The control's attention has no dropout: on its single weight of one it would be noise on the sample itself.
+        The control's attention has no dropout: on its single weight of one it would be noise on the sample itself. Nor
+        has it a memory, which holds others.
 
         Raises:
             InvalidInput: if a plain recipe is to become another variant; it does not say which relation that has.
@@ -305,7 +311,7 @@ class Recipe:
         if variant == "plain":
             return self.override({"relation.name": "none"})
         if variant == "control":
-            return self.override({"relation.attend": "self", "relation.attention_dropout": 0.0})
+            return self.override({"relation.attend": "self", "relation.attention_dropout": 0.0, "relation.memory": 0})
         return self
 
     @property
