@@ -2,13 +2,16 @@
 
   micro    256 samples in micro-batches of 16: peak memory over that of one step of 16 samples plus the features, and
            time over sixteen plain steps of 16 samples, which see the same images
-  set      forward and backward pass of one layer of width 512 as the set grows from 32 to 8,192 samples
+  set      forward and backward pass of one layer of width 512 as the set grows from 32 to 8,192 samples, all to all
+           and through 64 inducing points
   gather   a step of two processes (gloo) with gather over the same step without
   loader   images a second of the training loader over those of a training step, without workers and with two
 
-Times are medians of turns in which the variants alternate; memory is the growth of peak resident memory in a fresh
-process. The project's aims: micro at most 1.3x the memory and 1.4x the time (1.6x where random numbers are drawn in the
-backbone); memory of the set linear; the loader never slower than the step, and two workers not slower than none.
+Times are medians of turns in which the variants alternate: of the process's own CPU time where all work is in one
+thread (micro and set), so that other work on the machine counts less, and else of the wall's. Memory is the growth of
+peak resident memory in a fresh process. The project's aims: micro at most 1.3x the memory and 1.4x the time (1.6x where
+random numbers are drawn in the backbone); memory of the set linear; the loader never slower than the step, and two
+workers not slower than none.
 """
 
 import argparse
@@ -32,31 +35,37 @@ from torch import nn
 
 from setwise.nn import BatchFormer, in_micro_batches, streams
 from setwise.nn.attention import EncoderLayer
+from setwise.nn.induced import InducedLayer
 
 BATCH, MICRO, SIDE = 256, 16, 64
+"""Samples, of a micro-batch, and side of the images in pixels, where --side does not say another one."""
 SIZES = (32, 128, 512, 2048, 8192)
 WIDTH = 512
+LAYERS: dict[str, Callable[[], nn.Module]] = {
+    "all to all": lambda: EncoderLayer(WIDTH, 4, attention_dropout=0.0),
+    "64 inducing points": lambda: InducedLayer(WIDTH, 4, 64, attention_dropout=0.0),
+}
 Step = Callable[[], None]
 
 
-def vit(**options: float) -> nn.Module:
-    return timm.create_model("deit_tiny_patch16_224", img_size=SIDE, depth=6, num_classes=0, **options)
+def vit(side: int, **options: float) -> nn.Module:
+    return timm.create_model("deit_tiny_patch16_224", img_size=side, depth=6, num_classes=0, **options)
 
 
-BACKBONES: dict[str, Callable[[], nn.Module]] = {
+BACKBONES: dict[str, Callable[[int], nn.Module]] = {
     "ViT, 6 blocks": vit,
-    "the same with drop path and dropout": lambda: vit(drop_path_rate=0.2, proj_drop_rate=0.1),
-    "ResNet-18 with GroupNorm": lambda: timm.create_model("resnet18", num_classes=0, norm_layer="groupnorm"),
+    "the same with drop path and dropout": lambda side: vit(side, drop_path_rate=0.2, proj_drop_rate=0.1),
+    "ResNet-18 with GroupNorm": lambda side: timm.create_model("resnet18", num_classes=0, norm_layer="groupnorm"),
 }
 
 
 # ---------------------------------------------------------------------------------------------------- micro-batches
-def micro_step(name: str, samples: int, size: int) -> Step:
+def micro_step(name: str, samples: int, size: int, side: int) -> Step:
     """Forward and backward pass of ``samples`` in micro-batches of ``size``."""
     torch.manual_seed(0)
-    backbone = BACKBONES[name]().train()
+    backbone = BACKBONES[name](side).train()
     relation, head = BatchFormer(backbone.num_features, attention_dropout=0.0), nn.Linear(backbone.num_features, 100)
-    image, target = torch.randn(samples, 3, SIDE, SIDE), torch.randint(100, (samples,))
+    image, target = torch.randn(samples, 3, side, side), torch.randint(100, (samples,))
 
     def step() -> None:
         logits = head(relation(in_micro_batches(backbone, image, size)))
@@ -65,12 +74,12 @@ def micro_step(name: str, samples: int, size: int) -> Step:
     return step
 
 
-def memory_of_micro(name: str, samples: int) -> float:
+def memory_of_micro(name: str, samples: int, side: int) -> float:
     """MiB that a step adds to what is there after a first step on two samples; for a fresh process."""
-    micro_step(name, 2, 2)()
-    images = samples * 3 * SIDE * SIDE * 4 / 2**20
+    micro_step(name, 2, 2, side)()
+    images = samples * 3 * side * side * 4 / 2**20
     before = peak_resident()
-    step = micro_step(name, samples, MICRO)
+    step = micro_step(name, samples, MICRO, side)
     step()
     return peak_resident() - before - images
 
@@ -82,23 +91,23 @@ def micro(arguments: argparse.Namespace) -> list[str]:
     ]
     for name in BACKBONES:
         one, many = (fresh("micro", name, str(samples), arguments) for samples in (MICRO, BATCH))
-        features = BATCH * BACKBONES[name]().num_features * 4 / 2**20
-        plain, ours = micro_step(name, MICRO, MICRO), micro_step(name, BATCH, MICRO)
+        features = BATCH * BACKBONES[name](arguments.side).num_features * 4 / 2**20
+        plain, ours = (micro_step(name, samples, MICRO, arguments.side) for samples in (MICRO, BATCH))
 
         def sixteen(plain: Step = plain) -> None:
             for _ in range(BATCH // MICRO):
                 plain()
 
-        ratio = alternate({"plain": sixteen, "ours": ours}, arguments.turns)
+        ratio = alternate({"plain": sixteen, "ours": ours}, arguments.turns, clock_of(arguments))
         cells = [name, f"{one:.0f} MiB", f"{many:.0f} MiB", f"{many / (one + features):.2f}"]
         lines.append(f"| {' | '.join(cells)} | {ratio['ours'] / ratio['plain']:.2f} |")
     return lines
 
 
 # ----------------------------------------------------------------------------------------------------------- the set
-def set_step(samples: int) -> Step:
+def set_step(samples: int, kind: str) -> Step:
     torch.manual_seed(0)
-    layer, x = EncoderLayer(WIDTH, 4, attention_dropout=0.0), torch.randn(samples, WIDTH, requires_grad=True)
+    layer, x = LAYERS[kind](), torch.randn(samples, WIDTH, requires_grad=True)
 
     def step() -> None:
         layer(x).square().mean().backward()
@@ -106,23 +115,25 @@ def set_step(samples: int) -> Step:
     return step
 
 
-def memory_of_set(samples: int) -> float:
-    set_step(32)()
+def memory_of_set(kind: str, samples: int, side: int) -> float:
+    set_step(32, kind)()
     before = peak_resident()
-    set_step(samples)()
+    set_step(samples, kind)()
     return peak_resident() - before
 
 
 def the_set(arguments: argparse.Namespace) -> list[str]:
-    lines = ["| samples | step, ms | over the size before | memory, MiB |", "|---|---|---|---|"]
-    taken = alternate({str(size): set_step(size) for size in SIZES}, arguments.turns)
-    before = None
-    for size in SIZES:
-        now = 1000 * taken[str(size)]
-        growth = "" if before is None else f"{now / before:.1f}x"
-        memory = fresh("set", str(size), "", arguments)
-        lines.append(f"| {size:,} | {now:.1f} | {growth} | {memory:.0f} |")
-        before = now
+    lines = ["| samples | relation | step, ms | over the size before | memory, MiB |", "|---|---|---|---|---|"]
+    steps = {f"{kind} {size}": set_step(size, kind) for kind in LAYERS for size in SIZES}
+    taken = alternate(steps, arguments.turns, clock_of(arguments))
+    for kind in LAYERS:
+        before = None
+        for size in SIZES:
+            now = 1000 * taken[f"{kind} {size}"]
+            growth = "" if before is None else f"{now / before:.1f}x"
+            memory = fresh("set", kind, str(size), arguments)
+            lines.append(f"| {size:,} | {kind} | {now:.1f} | {growth} | {memory:.0f} |")
+            before = now
     return lines
 
 
@@ -180,21 +191,26 @@ def loader(arguments: argparse.Namespace) -> list[str]:
 
 
 # ---------------------------------------------------------------------------------------------------------- measuring
-def alternate(steps: dict[str, Step], turns: int) -> dict[str, float]:
+def clock_of(arguments: argparse.Namespace) -> Callable[[], float]:
+    return time.process_time if arguments.threads == 1 else time.perf_counter
+
+
+def alternate(steps: dict[str, Step], turns: int, clock: Callable[[], float] = time.perf_counter) -> dict[str, float]:
     """Median seconds of each step; they take turns, so that whatever else the machine does meets all of them."""
     taken: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(turns + 1):
         for name, step in steps.items():
-            start = time.perf_counter()
+            start = clock()
             step()
             if turn:  # the first warms up
-                taken[name].append(time.perf_counter() - start)
+                taken[name].append(clock() - start)
     return {name: median(values) for name, values in taken.items()}
 
 
 def fresh(kind: str, first: str, second: str, arguments: argparse.Namespace) -> float:
     """A memory figure from a process of its own, whose allocator gives freed blocks back."""
-    command = [sys.executable, __file__, "--memory-of", kind, first, second, "--threads", str(arguments.threads)]
+    command = [sys.executable, __file__, "--memory-of", kind, first, second]
+    command += ["--threads", str(arguments.threads), "--side", str(arguments.side)]
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     return float(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment).stdout)
 
@@ -211,6 +227,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts; default: all")
     parser.add_argument("--turns", type=int, default=5, help="measured turns (default 5)")
     parser.add_argument("--threads", type=int, default=1, help="torch's threads (default 1)")
+    parser.add_argument("--side", type=int, default=SIDE, help="micro: side of the images in pixels (default 64)")
     parser.add_argument("--out", type=Path, help="write the tables to this new file as well")
     parser.add_argument("--memory-of", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
@@ -226,7 +243,7 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_num_threads(arguments.threads)
     if arguments.memory_of:
         kind, first, second = arguments.memory_of
-        print(memory_of_micro(first, int(second)) if kind == "micro" else memory_of_set(int(first)))
+        print((memory_of_micro if kind == "micro" else memory_of_set)(first, int(second), arguments.side))
         return
     text = "\n".join(line for part in arguments.only for line in (f"## {part}", "", *PARTS[part](arguments), ""))
     text += (

@@ -176,7 +176,7 @@ def test_with_a_memory_a_prediction_at_test_does_not_depend_on_the_other_images(
 
 @pytest.mark.parametrize("attend", ["self", "same-class", "shuffled"])
 def test_a_memory_does_not_go_with_a_choice_of_neighbours(attend):
-    with pytest.raises(InvalidInput, match="which nothing says of a memory: leave out relation.memory"):
+    with pytest.raises(InvalidInput, match=r"which nothing says of a memory: leave out relation\.memory"):
         make(relation__memory=30, relation__attend=attend)
 
 
