@@ -47,6 +47,12 @@ def test_who_attends_prints_shares_that_sum_to_one(run):
     assert all(abs(sum(map(float, row[1:4])) - 1) < 0.002 for row in rows)
 
 
+def test_streaming_learns_from_shards(run, tmp_path):
+    assert float(re.search(r"([\d.]+)%", run("streaming.py")).group(1)) > 70  # chance is 10
+    shards = runpy.run_path(str(EXAMPLES / "streaming.py"))["write_shards"](tmp_path)
+    assert "accuracy in the last" in run("streaming.py", shards)
+
+
 def test_compare_own_folder_ends_with_a_verdict_and_a_report(run, tmp_path):
     fakes.write("image-folder", tmp_path / "images")
     printed = run("compare_own_folder.py", tmp_path / "images", tmp_path / "out")
