@@ -4,12 +4,16 @@ from setwise.nn import functional, streams
 from setwise.nn.attention import record_attention
 from setwise.nn.auditing import audit
 from setwise.nn.batchformer import BatchFormer, BatchFormerV2
+from setwise.nn.cross_transformer import CrossTransformer
 from setwise.nn.insertion import insert, remove
 from setwise.nn.micro_batch import in_micro_batches
+from setwise.nn.prototypical import Prototypical
 
 __all__ = [
     "BatchFormer",
     "BatchFormerV2",
+    "CrossTransformer",
+    "Prototypical",
     "audit",
     "functional",
     "in_micro_batches",

@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from setwise.errors import InvalidInput
 from setwise.nn.gather import gather_set, place
 
-__all__ = ["EncoderLayer", "Recordable", "SetAttention", "or_itself", "record_attention"]
+__all__ = ["EncoderLayer", "Recordable", "SetAttention", "is_half", "or_itself", "record_attention"]
 
 # The fused CUDA kernels put (positions x heads) on a grid axis of 16 bits, and flash attention's backward pass indexes
 # positions x heads x set (rounded up to 128) x head width (at least 32) with 31 bits; larger calls are cut into chunks.
@@ -158,7 +158,7 @@ class EncoderLayer(nn.Module):
         """
         if x.dim() == 2:
             return self.forward(x.unsqueeze(1), mask, None if others is None else others.unsqueeze(1)).squeeze(1)
-        if _is_half(x):
+        if is_half(x):
             return self._in_float32(x, mask, others)
         x = self.norm1(x + self.dropout1(self.self_attn(x, mask, others)))
         return self.norm2(x + self.dropout2(self.linear2(self.dropout(self.linear1(x).relu()))))
@@ -181,7 +181,7 @@ def or_itself(mask: Bool[Tensor, "B keys"], rank: int = 0) -> Bool[Tensor, "B ke
     return mask | (itself & ~mask.any(1, keepdim=True))
 
 
-def _is_half(x: Tensor) -> bool:
+def is_half(x: Tensor) -> bool:
     """Whether float16 would be computed in: bfloat16 has float32's range and needs no care."""
     if x.dtype == torch.float16:
         return True
@@ -226,12 +226,13 @@ def record_attention(model: nn.Module, **what: object) -> Iterator[dict[str, lis
 
     Args:
         model: holds one or more relations, or is one.
-        what: options of single kinds of modules; the relations over a batch have none.
+        what: options of single kinds of modules; the relations over a batch have none, CrossTransformer needs
+            ``positions=[(row, column), ...]``, the query locations to record.
 
     Yields:
         Module name -> list of detached maps, one per call and layer, rows summing to 1, before dropout:
         ``[heads, B, B]`` for BatchFormer (also in evaluation, where its output stays the input), ``[N, heads, B, B]``
-        for BatchFormerV2.
+        for BatchFormerV2, ``[positions, n_c, H', W']`` for every query and class of CrossTransformer.
 
     Raises:
         InvalidInput: if the model holds nothing that can be recorded, or ``what`` has an option nothing knows.

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from setwise.errors import InvalidInput
 
-__all__ = ["gather_objects", "gather_set", "place"]
+__all__ = ["gather_objects", "gather_ragged", "gather_set", "place"]
 
 T = TypeVar("T")
 
@@ -30,16 +30,39 @@ def gather_set(x: Tensor) -> Tensor:
     """
     if not _several_processes():
         return x
-    size = torch.tensor([x.shape[0]], device=x.device)
-    sizes = [torch.empty_like(size) for _ in range(dist.get_world_size())]
-    dist.all_gather(sizes, size)
-    counts = [int(s) for s in sizes]
+    counts = _counts(x)
     if len(set(counts)) > 1:
         raise InvalidInput(
             f"Gathering needs as many samples on every process, but they hold {counts}. Drop the last incomplete "
             "batch in training (drop_last=True)."
         )
     return _Gather.apply(x)
+
+
+def gather_ragged(x: Tensor) -> Tensor:
+    """:func:`gather_set` for ranks that hold unequal numbers of samples, as the shares of an episode's support do.
+
+    Args:
+        x: ``[B, ...]``; only ``B`` may differ between ranks, and be 0.
+
+    Returns:
+        The samples of all ranks, in their order; ``x`` itself without an initialised process group.
+    """
+    if not _several_processes():
+        return x
+    counts = _counts(x)
+    most = max(counts)
+    padded = torch.cat([x, x.new_zeros(most - len(x), *x.shape[1:])])
+    parts = _Gather.apply(padded).split(most) if most else [x]
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=bool(most))])
+
+
+def _counts(x: Tensor) -> list[int]:
+    """How many samples each rank holds."""
+    size = torch.tensor([x.shape[0]], device=x.device)
+    sizes = [torch.empty_like(size) for _ in range(dist.get_world_size())]
+    dist.all_gather(sizes, size)
+    return [int(s) for s in sizes]
 
 
 class _Gather(torch.autograd.Function):
