@@ -22,9 +22,10 @@ from torch.utils.checkpoint import checkpoint
 __all__ = ["fused", "in_tiles", "squared_distances"]
 
 KEPT_BYTES = 2**30
-"""Up to here (1 GiB) rebuilt queries are kept for the backward pass; more are rebuilt once more, which is one
-product more. An episode of the paper's mean size (23 classes, 233 queries, 14x14, 128 wide) keeps 0.5 GiB; as a SimCLR episode
-(400 classes) it would keep 8."""
+"""Up to here (1 GiB) rebuilt queries are kept for the backward pass; more are rebuilt there once more.
+
+An episode of the paper's mean size (23 classes, 233 queries, 14x14, 128 wide) keeps 0.5 GiB; as a SimCLR episode (400
+classes) it would keep 8."""
 
 TILE_SCORES = 2**18
 """Scores of one class held at a time (1 MiB in float32: they stay in a core's cache), where rows are not too few."""
