@@ -2,6 +2,7 @@
 
 from setwise.nn import functional, streams
 from setwise.nn.attention import record_attention
+from setwise.nn.attention_pool import AttentionPool, PerClassLinear
 from setwise.nn.auditing import audit
 from setwise.nn.batchformer import BatchFormer, BatchFormerV2
 from setwise.nn.cross_transformer import CrossTransformer
@@ -10,9 +11,11 @@ from setwise.nn.micro_batch import in_micro_batches
 from setwise.nn.prototypical import Prototypical
 
 __all__ = [
+    "AttentionPool",
     "BatchFormer",
     "BatchFormerV2",
     "CrossTransformer",
+    "PerClassLinear",
     "Prototypical",
     "audit",
     "functional",
