@@ -1,12 +1,13 @@
 """The one door to timm: backbones by name, ours among them.
 
-Importing this module registers what timm does not have (``cifar_resnet32``, ``digits_cnn``) with timm.
+Importing this module registers with timm what it does not have: ``cifar_resnet32``, ``digits_cnn``, ``patchconvnet_*``.
 """
 
 from setwise.models.backbone import OURS, create_backbone, feature_dim, list_backbones
 from setwise.models.cifar_resnet import CifarResNet
 from setwise.models.digits_cnn import DigitsCNN
 from setwise.models.heads import CosineClassifier, create_head
+from setwise.models.patchconvnet import PatchConvNet
 from setwise.models.weights import LoadReport, load_weights, read_state
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "CosineClassifier",
     "DigitsCNN",
     "LoadReport",
+    "PatchConvNet",
     "create_backbone",
     "create_head",
     "feature_dim",

@@ -88,7 +88,6 @@ class AttentionPool(nn.Module, Recordable):
                 layer_scale=layer_scale,
                 dropout=dropout,
                 attention_dropout=attention_dropout,
-                thrifty=num_queries > 1,
                 device=device,
                 dtype=dtype,
             )
@@ -119,6 +118,18 @@ class AttentionPool(nn.Module, Recordable):
             query = layer(query, x)  # [1, K, C], then [B, K, C]
         query = self.norm(query)
         return query.squeeze(1) if self.num_queries == 1 else query
+
+    @torch.jit.ignore
+    def reset_queries(self, num_queries: int) -> None:
+        """Have ``num_queries`` queries from now on, all of them the mean of those there were.
+
+        Raises:
+            InvalidInput: for fewer than one.
+        """
+        _check_arguments(num_queries=num_queries)
+        mean = self.query.detach().mean(1, keepdim=True).repeat(1, num_queries, 1)
+        self.query = nn.Parameter(mean, requires_grad=self.query.requires_grad)
+        self.num_queries = num_queries
 
     def record(self, keep: Callable[[Tensor], None], **what: object) -> list[RemovableHandle]:
         """Hand every attention map ``[B, heads, K, N]`` to ``keep``; see :func:`setwise.nn.record_attention`.
@@ -157,7 +168,6 @@ class PoolLayer(nn.Module):
         layer_scale: initial factor on both residual branches.
         dropout: on both residual branches and inside the feed-forward part.
         attention_dropout: on the attention weights.
-        thrifty: in training, compute cheap steps of the feed-forward part again instead of keeping their results.
         device: of the parameters.
         dtype: of the parameters.
     """
@@ -172,7 +182,6 @@ class PoolLayer(nn.Module):
         layer_scale: float = 1e-4,
         dropout: float = 0.0,
         attention_dropout: float = 0.0,
-        thrifty: bool = False,
         device: Any = None,
         dtype: Any = None,
     ) -> None:
@@ -189,7 +198,7 @@ class PoolLayer(nn.Module):
                 raise InvalidInput(f"`{name}` must be at least 0 and below 1, but it is {value}.")
         to = {"device": device, "dtype": dtype}
         self.num_heads, self.query_in_keys, self.attention_dropout = num_heads, query_in_keys, attention_dropout
-        self.thrifty = thrifty and dropout == 0  # what draws random numbers is not computed again
+        self.thrifty = dropout == 0  # what draws random numbers is not computed again
         self.gamma_1 = nn.Parameter(torch.full((dim,), layer_scale, **to))
         self.gamma_2 = nn.Parameter(torch.full((dim,), layer_scale, **to))
         self.norm1 = nn.LayerNorm(dim, eps=EPS, **to)

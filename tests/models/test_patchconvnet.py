@@ -1,0 +1,153 @@
+"""PatchConvNet against reference tensors of the released code, and its way in for official checkpoints."""
+
+import os
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+from setwise.errors import InvalidInput
+from setwise.models.patchconvnet import SIZES, checkpoint_filter_fn
+from setwise.nn import record_attention
+
+FIXTURES = Path(os.environ.get("SETWISE_FIXTURES", Path(__file__).parents[3] / "shared" / "fixtures")) / "patchconvnet"
+NAMES = [f"patchconvnet_{size}{suffix}" for size in SIZES for suffix in ("", "_multi")]
+TINY = {"embed_dim": 32, "depth": 3}
+
+
+def tiny(name="patchconvnet_s60", **options):
+    return timm.create_model(name, **{**TINY, "num_classes": 10, **options}).eval()
+
+
+def reference(name):
+    path = FIXTURES / f"tiny_{name}.pt"
+    if not path.is_file():
+        pytest.skip(f"no reference tensors at {path}; SETWISE_FIXTURES names their folder")
+    return torch.load(path, weights_only=True)
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("thrifty", [False, True])
+def test_logits_features_and_map_are_those_of_the_released_code_in_float64(wrapped, thrifty):
+    state, expected = reference("state"), reference("io")
+    model = tiny(thrifty=thrifty)
+    model.load_state_dict(checkpoint_filter_fn({"model": state} if wrapped else state, model), strict=True)
+    model, x = model.double(), expected["input"].double()
+    for training in (False, True):  # without dropout both compute the same, by different ways
+        with record_attention(model.train(training)) as maps:
+            features = model.forward_head(model.forward_features(x), pre_logits=True)
+            torch.testing.assert_close(features, expected["features_f64"], rtol=0, atol=1e-12)
+            torch.testing.assert_close(model(x), expected["logits_f64"], rtol=0, atol=1e-12)
+        torch.testing.assert_close(maps["pool"][0], expected["attn_f64"], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_name_has_the_keys_and_parameters_of_its_size(name):
+    size = SIZES[name.split("_")[1]]
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    d, r, classes = size["embed_dim"], round(size["embed_dim"] / 4), 1000
+    block = 2 * d * (d + 1) + 10 * d + 2 * d * r + r + d + 3 * d
+    stem = 9 * (3 * d // 8 + d * d // 32 + d * d // 8 + d * d // 2)
+    queries = classes if name.endswith("_multi") else 1
+    pool = queries * d + 4 * d * (d + 1) + 2 * d * 3 * d + 3 * d + d + 6 * d + 2 * d
+    assert sum(p.numel() for p in model.parameters()) == size["depth"] * block + stem + pool + classes * (d + 1)
+
+
+def test_s60_has_the_parameters_of_the_dossier():
+    with torch.device("meta"):
+        counts = [
+            sum(p.numel() for p in timm.create_model(f"patchconvnet_{name}").parameters())
+            for name in ("s60", "l120", "s60_multi")
+        ]
+    assert counts == [25_231_096, 334_294_376, 25_614_712]  # counted on the released code
+
+
+def test_the_memory_saving_way_gives_the_same_gradients():
+    x, gradients = torch.randn(2, 3, 40, 56), []
+    for thrifty in (False, True):
+        torch.manual_seed(0)
+        model = tiny(thrifty=thrifty, init_values=0.5).train()
+        model(x).square().sum().backward()
+        gradients.append([p.grad for p in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+@pytest.mark.parametrize("stem", ["conv", "linear"])
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (112, 448), (33, 70), (5, 7)])
+def test_any_size_and_aspect_ratio_has_a_sixteenth_of_each_side_rounded_up(stem, height, width):
+    features = tiny(stem=stem).forward_features(torch.randn(2, 3, height, width))
+    assert features.shape == (2, 32, -(-height // 16), -(-width // 16))
+
+
+def test_the_layers_of_the_released_multi_variant_become_one_weight():
+    single, many = tiny(), tiny("patchconvnet_s60_multi")
+    with torch.no_grad():
+        for parameter in many.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    official = many.state_dict()
+    weight, bias = official.pop("head.weight"), official.pop("head.bias")
+    for index in range(10):
+        official[f"head.{index}.weight"], official[f"head.{index}.bias"] = weight[index : index + 1], bias[index, None]
+    other = tiny("patchconvnet_s60_multi")
+    other.load_state_dict(checkpoint_filter_fn({"model": official}, other), strict=True)
+    x = torch.randn(2, 3, 48, 64)
+    assert torch.equal(other(x), many(x))
+    with pytest.raises(InvalidInput, match=r'one query for each of 10 classes.*"_multi"'):
+        checkpoint_filter_fn(official, single)
+
+
+def test_one_query_becomes_one_for_each_class():
+    single, many = tiny(), tiny("patchconvnet_s60_multi")
+    many.load_state_dict(checkpoint_filter_fn(single.state_dict(), many), strict=True)
+    assert all(torch.equal(query, single.pool.query[0, 0]) for query in many.pool.query[0])
+    assert torch.equal(many.head.weight, single.head.weight)
+
+
+@pytest.mark.parametrize(("name", "dropped"), [("s60", set()), ("s60_multi", {"pool.query"})])
+def test_another_number_of_classes_leaves_out_what_belongs_to_classes_and_says_so(name, dropped):
+    given, model = tiny(f"patchconvnet_{name}"), tiny(f"patchconvnet_{name}", num_classes=4)
+    with pytest.warns(UserWarning, match=r"4 classes and the checkpoint 10, so head.weight"):
+        state = checkpoint_filter_fn(given.state_dict(), model)
+    assert set(model.load_state_dict(state, strict=False).missing_keys) == {"head.weight", "head.bias"} | dropped
+
+
+@pytest.mark.parametrize("num_classes", [1, 2, 7])
+def test_the_multi_variant_takes_any_number_of_classes(num_classes):
+    model = tiny("patchconvnet_s60_multi", num_classes=num_classes)
+    x = torch.randn(2, 3, 48, 80)
+    with record_attention(model) as maps:
+        assert model(x).shape == (2, num_classes)
+    assert maps["pool"][0].shape == (2, 1, num_classes, 3 * 5)
+    model.reset_classifier(5)
+    assert model(x).shape == (2, 5)
+    model.reset_classifier(0)
+    assert model(x).shape == (2, 32)
+
+
+def test_batchnorm_sees_every_batch_once():
+    model = tiny(norm_layer="batchnorm2d").train()
+    model(torch.randn(4, 3, 32, 32)).sum().backward()
+    assert {int(m.num_batches_tracked) for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)} == {1}
+
+
+def test_weights_nobody_published_are_refused():
+    with pytest.raises(InvalidInput, match="Nobody published weights for patchconvnet_l60"):
+        timm.create_model("patchconvnet_l60", pretrained=True, **TINY)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"stem": "fast"}, "`stem` must be 'conv' or 'linear', but it is 'fast'"),
+        ({"embed_dim": 20}, r"`embed_dim` \(20\) must be divisible by 8"),
+        ({"depth": 0}, "`depth` must be at least 1, but it is 0"),
+        ({"drop_path_rate": 1.0}, "`drop_path_rate` must be at least 0 and below 1, but it is 1.0"),
+        ({"global_pool": "max"}, "`global_pool` must be 'token', 'avg' or '', but it is 'max'"),
+        ({"norm_layer": "norm"}, "`norm_layer` must be a class.*it is 'norm'"),
+    ],
+)
+def test_a_wrong_argument_is_one_sentence(options, message):
+    with pytest.raises(InvalidInput, match=message):
+        tiny(**options)
