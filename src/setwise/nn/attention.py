@@ -233,7 +233,8 @@ def record_attention(model: nn.Module, **what: object) -> Iterator[dict[str, lis
         Module name -> list of detached maps, one per call and layer, rows summing to 1, before dropout:
         ``[heads, B, B]`` for BatchFormer (also in evaluation, where its output stays the input), ``[N, heads, B, B]``
         for BatchFormerV2, ``[positions, n_c, H', W']`` for every query and class of CrossTransformer, and for
-        AttentionPool ``[B, heads, K, N]`` with several queries, ``[B, heads, 1, 1 + N]``, its own query first, with one.
+        AttentionPool ``[B, heads, K, N]`` with several queries and ``[B, heads, 1, 1 + N]``, its own query first, with
+        one.
 
     Raises:
         InvalidInput: if the model holds nothing that can be recorded, or ``what`` has an option nothing knows.
