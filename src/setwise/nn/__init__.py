@@ -6,7 +6,7 @@ from setwise.nn.attention_pool import AttentionPool, PerClassLinear
 from setwise.nn.auditing import audit
 from setwise.nn.batchformer import BatchFormer, BatchFormerV2
 from setwise.nn.cross_transformer import CrossTransformer
-from setwise.nn.insertion import insert, remove
+from setwise.nn.insertion import attention_pooling, insert, remove
 from setwise.nn.micro_batch import in_micro_batches
 from setwise.nn.prototypical import Prototypical
 
@@ -17,6 +17,7 @@ __all__ = [
     "CrossTransformer",
     "PerClassLinear",
     "Prototypical",
+    "attention_pooling",
     "audit",
     "functional",
     "in_micro_batches",

@@ -89,7 +89,7 @@ class SetAttention(nn.Module):
     def _never_empty(self, mask: Tensor | None) -> Tensor | None:
         return mask if mask is None or mask.dim() == 4 else or_itself(mask, place()[0] if self.gather else 0)
 
-    def _project(self, x: Tensor, others: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _project(self, x: Tensor, others: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries ``[N, heads, B, d]``, keys and values ``[N, heads, keys, d]``, as views without a copy."""
         if self.gather and others is None:
             others = gather_set(x)

@@ -16,6 +16,7 @@ from setwise.nn.insertion.checks import Output, Standing
 from setwise.nn.insertion.hooks import ARGUMENTS, OTHER_ARGUMENTS, Entry, InOrder, Inputs, Once, Relate, parameters_of
 from setwise.nn.insertion.measure import Place, Seen, forks, measure, observe
 from setwise.nn.insertion.places import HEAD_NAMES, LAYERS, find_classifiers, find_layers, is_transformers
+from setwise.nn.insertion.pooling import restore_pool
 
 __all__ = ["insert", "remove"]
 
@@ -123,10 +124,10 @@ def insert(
 
 
 def remove(model: Model) -> Model:
-    """Take the relation out: what is left is the plain model, with the weights it has learned.
+    """Take relation and attention pooling out: what is left is the plain model, with the weights it has learned.
 
     Args:
-        model: what :func:`insert` changed.
+        model: what :func:`insert` or :func:`attention_pooling` changed.
 
     Returns:
         The model itself, without a trace of setwise.
@@ -135,6 +136,8 @@ def remove(model: Model) -> Model:
         InvalidInput: if there is nothing to remove.
     """
     insertion: _Insertion | None = model.__dict__.get(RECORD)
+    if restore_pool(model) and insertion is None:
+        return model
     if insertion is None:
         raise InvalidInput(f"Nothing was inserted into this {type(model).__name__}, so there is nothing to remove.")
     ours = {id(hooked) for hooked in insertion.hooked}
