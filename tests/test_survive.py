@@ -14,59 +14,16 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import Callback
 from safetensors.torch import load_file
+from surviving import FULL, TINY, At, broken_off, fit, give_up, same_weights
 
 from setwise import guards, run
 from setwise.checkpoints import read_checkpoint
 from setwise.cli import main
-from setwise.data import TRANSFORMS
 from setwise.data.loader import BatchedSplit
 from setwise.errors import InvalidInput, RunError, Stopped
 from setwise.explained import explained
 from setwise.recipes import RECIPES, yaml_file
 from setwise.run_folder import RunFolder
-
-TINY = RECIPES["digits-lt"].override(
-    {
-        "trainer.epochs": 4,
-        "trainer.checkpoint_every": 1,
-        "trainer.val_every": 2,
-        "trainer.logger": ("csv",),
-        "backbone.options": {"width": 4},
-    }
-)
-FULL = TINY.override({"trainer.ema": 0.8, "trainer.select": "early-stopping", "trainer.val_every": 1})
-FULL = FULL.override({"relation.memory": 150})
-"""Everything that has a state: momentum, schedule, average, selection, early stopping, a memory of past samples."""
-
-
-def fit(recipe, out, **options):
-    return run.fit(recipe, out, progress=False, **{"say": lambda text: None, **options})
-
-
-def same_weights(*folders):
-    first, *others = (load_file(RunFolder(folder).weights) for folder in folders)
-    return all(torch.equal(value, other[name]) for other in others for name, value in first.items())
-
-
-class At(Callback):
-    """Does something when an epoch begins."""
-
-    def __init__(self, epoch, do):
-        self.epoch, self.do = epoch, do
-
-    def on_train_epoch_start(self, trainer, module):
-        if trainer.current_epoch == self.epoch:
-            self.do(trainer, module)
-
-
-def give_up(*args):
-    raise ConnectionError("the power went off")
-
-
-def broken_off(recipe, out, epoch=3):
-    with pytest.raises(ConnectionError):
-        fit(recipe, out, callbacks=(At(epoch, give_up),))
-    return RunFolder(out)
 
 
 @pytest.fixture(scope="module")
@@ -228,81 +185,6 @@ def test_a_reader_of_images_that_dies_is_a_sentence(tmp_path, monkeypatch):
     monkeypatch.undo()
     fit(recipe, tmp_path / "run", resume=True)
     assert RunFolder(tmp_path / "run").complete
-
-
-@pytest.fixture
-def nan_batches(monkeypatch):
-    """Training batches that hold a NaN: (epoch, step)."""
-    where, read, seen = {(1, 2)}, BatchedSplit.__getitem__, {}
-
-    def with_nan(self, draw):
-        fetched = read(self, draw)
-        if self.transform is not TRANSFORMS["none"] and (draw.epoch, draw.step) in where:
-            fetched.batch.image[3, 0, 0, 0] = float("nan")
-            seen[draw.epoch, draw.step] = draw.indices.tolist()
-        return fetched
-
-    monkeypatch.setattr(BatchedSplit, "__getitem__", with_nan)
-    return where, seen
-
-
-def test_a_nan_in_a_batch_stops_the_run_and_leaves_its_images(tmp_path, nan_batches):
-    folder = RunFolder(tmp_path / "run")
-    with pytest.raises(RunError, match=r"loss of epoch 1, step 2 is not a finite number.*nan_batch\.json.*on-nan skip"):
-        fit(TINY, folder.path)
-    found = json.loads(folder.nan_batch.read_text())
-    assert found == {"epoch": 1, "step": 2, "part": "train", "index": nan_batches[1][1, 2]}
-    assert len(found["index"]) == 64
-    assert read_checkpoint(folder.last)["epoch"] == 0
-    fit(TINY.override({"trainer.on_nan": "skip"}), folder.path, resume=True)
-    assert yaml_file.read(folder.recipe).trainer.on_nan == "skip"
-    assert all(torch.isfinite(value).all() for value in load_file(folder.weights).values())
-
-
-def test_a_skipped_step_leaves_the_network_as_it_was_and_is_counted(tmp_path, nan_batches):
-    nan_batches[0].add((1, 3))
-    recipe = TINY.override({"trainer.on_nan": "skip"})
-    states = {}
-
-    class Watch(Callback):
-        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-            state = {name: value.clone() for name, value in module.state_dict().items()}
-            moments = [s["momentum_buffer"].clone() for s in trainer.optimizers[0].state.values()]
-            states[trainer.current_epoch, batch_idx] = (state, moments)
-
-    said = []
-    fit(recipe, tmp_path / "run", callbacks=(Watch(),), say=said.append)
-    for step, changed in (((1, 1), True), ((1, 2), False), ((1, 3), False), ((2, 0), True)):
-        before = states[step[0], step[1] - 1] if step[1] else states[1, 3]
-        same = all(torch.equal(value, states[step][0][name]) for name, value in before[0].items())
-        same &= all(torch.equal(a, b) for a, b in zip(before[1], states[step][1], strict=True))
-        assert same is not changed, step
-    sentence = "Training steps left out because their gradient was not a finite number: 2; the first: epoch 1, step 2."
-    assert sentence in said
-    assert sentence in json.loads((tmp_path / "run" / "environment.json").read_text())["notes"]
-    broken = broken_off(recipe, tmp_path / "broken")
-    fit(recipe, broken.path, resume=True)  # the count survives, too
-    assert sentence in json.loads(broken.environment.read_text())["notes"]
-    assert same_weights(tmp_path / "run", broken.path)
-
-
-def test_without_a_nan_skipping_changes_nothing(unbroken, tmp_path):
-    fit(TINY.override({"trainer.on_nan": "skip"}), tmp_path / "run")
-    assert same_weights(unbroken, tmp_path / "run")
-
-
-def test_skipping_every_step_is_a_divergence(tmp_path, nan_batches):
-    nan_batches[0].update((1, step) for step in range(4))
-    with pytest.raises(RunError, match=r"No loss of epoch 1 is a finite number.*optimizer\.lr"):
-        fit(TINY.override({"trainer.on_nan": "skip"}), tmp_path / "run")
-
-
-def test_the_losses_are_looked_at_once_an_epoch_of_up_to_fifty_steps(tmp_path, monkeypatch):
-    looks, look = [], guards.NoNumber._look
-    monkeypatch.setattr(guards.NoNumber, "_look", lambda self, t: looks.append(len(self._kept)) or look(self, t))
-    fit(TINY, tmp_path / "run")
-    assert [number for number in looks if number] == [4] * 4
-    assert guards.CHECK_EVERY == 50
 
 
 def terminate(*args):
