@@ -12,6 +12,9 @@ from setwise.models.patchconvnet import SIZES, checkpoint_filter_fn
 from setwise.nn import record_attention
 
 FIXTURES = Path(os.environ.get("SETWISE_FIXTURES", Path(__file__).parents[3] / "shared" / "fixtures")) / "patchconvnet"
+STATES = sorted(FIXTURES.glob("*_state.pt"))
+"""Official states; what they compute stands beside each in ``*_io.pt``."""
+SKIPPED = [pytest.param(Path("none"), marks=pytest.mark.skip(reason=f"no reference tensors in {FIXTURES}"))]
 NAMES = [f"patchconvnet_{size}{suffix}" for size in SIZES for suffix in ("", "_multi")]
 TINY = {"embed_dim": 32, "depth": 3}
 
@@ -20,18 +23,26 @@ def tiny(name="patchconvnet_s60", **options):
     return timm.create_model(name, **{**TINY, "num_classes": 10, **options}).eval()
 
 
-def reference(name):
-    path = FIXTURES / f"tiny_{name}.pt"
-    if not path.is_file():
-        pytest.skip(f"no reference tensors at {path}; SETWISE_FIXTURES names their folder")
-    return torch.load(path, weights_only=True)
+def of_the_size_of(state, **options):
+    """The network of an official state, by the shapes of its tensors."""
+    _, queries, dim = state["cls_token"].shape
+    depth, pools = (
+        len({name.split(".")[1] for name in state if name.startswith(f"{part}.")})
+        for part in ("blocks", "blocks_token_only")
+    )
+    classes = len(state["head.weight"]) if queries == 1 else queries
+    name = "patchconvnet_s60" if queries == 1 else "patchconvnet_s60_multi"
+    sizes = {"embed_dim": dim, "depth": depth, "depth_token_only": pools, "num_classes": classes}
+    return timm.create_model(name, **sizes, **options).eval()
 
 
+@pytest.mark.parametrize("path", STATES or SKIPPED, ids=lambda path: path.stem)
 @pytest.mark.parametrize("wrapped", [False, True])
 @pytest.mark.parametrize("thrifty", [False, True])
-def test_logits_features_and_map_are_those_of_the_released_code_in_float64(wrapped, thrifty):
-    state, expected = reference("state"), reference("io")
-    model = tiny(thrifty=thrifty)
+def test_logits_features_and_map_are_those_of_the_released_code_in_float64(path, wrapped, thrifty):
+    state = torch.load(path, weights_only=True)
+    expected = torch.load(path.with_name(path.name.replace("_state", "_io")), weights_only=True)
+    model = of_the_size_of(state, thrifty=thrifty)
     model.load_state_dict(checkpoint_filter_fn({"model": state} if wrapped else state, model), strict=True)
     model, x = model.double(), expected["input"].double()
     for training in (False, True):  # without dropout both compute the same, by different ways
@@ -55,13 +66,11 @@ def test_every_name_has_the_keys_and_parameters_of_its_size(name):
     assert sum(p.numel() for p in model.parameters()) == size["depth"] * block + stem + pool + classes * (d + 1)
 
 
-def test_s60_has_the_parameters_of_the_dossier():
+def test_parameters_are_those_counted_on_the_released_code():
+    names = ("s60", "b120", "l60", "l120", "s60_multi")
     with torch.device("meta"):
-        counts = [
-            sum(p.numel() for p in timm.create_model(f"patchconvnet_{name}").parameters())
-            for name in ("s60", "l120", "s60_multi")
-        ]
-    assert counts == [25_231_096, 334_294_376, 25_614_712]  # counted on the released code
+        counts = [sum(p.numel() for p in timm.create_model(f"patchconvnet_{name}").parameters()) for name in names]
+    assert counts == [25_231_096, 188_611_336, 176_009_576, 334_294_376, 25_614_712]
 
 
 def test_the_memory_saving_way_gives_the_same_gradients():

@@ -51,6 +51,13 @@ def test_one_query_a_class_is_scored_by_that_classes_weights_alone():
     assert isinstance(model.fc, PerClassLinear)
 
 
+def test_a_resnet50_gets_the_parameters_that_the_docstring_says():
+    with torch.device("meta"):
+        plain = sum(p.numel() for p in timm.create_model("resnet50").parameters())
+        pool = sum(p.numel() for p in AttentionPool(2048, channels_first=True).parameters())
+    assert (round(plain / 1e6, 1), round((plain + pool) / 1e6, 1)) == (25.6, 67.5)
+
+
 def test_removing_keeps_what_the_classifier_has_learned():
     model = attention_pooling(timm.create_model("test_resnet", num_classes=7), num_queries=7, example=IMAGES)
     with torch.no_grad():
