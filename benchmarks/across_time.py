@@ -30,7 +30,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from step import processor
+from measuring import processor
 
 from setwise import run
 from setwise.build import build_data, build_loader

@@ -20,9 +20,6 @@ four in the backward pass, and the projections) over the rate of torch.mm on 102
 import argparse
 import os
 import platform
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +27,7 @@ from statistics import median
 
 import torch
 import torch.nn.functional as F
-from step import middle, processor
+from measuring import Step, fresh, middle, processor, take_turns
 from torch import Tensor
 
 from setwise.nn import CrossTransformer
@@ -141,23 +138,6 @@ def variants_of(case: Case) -> list[str]:
     return list(VARIANTS if len(set(case.shots)) == 1 else VARIANTS[:2])
 
 
-def clock() -> float:
-    return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
-
-
-def take_turns(steps: dict[str, Callable[[], object]], turns: int) -> dict[str, list[float]]:
-    """Milliseconds of every step after a turn of warm-up; who begins rotates."""
-    names = list(steps)
-    taken: dict[str, list[float]] = {name: [] for name in names}
-    for turn in range(turns + 1):
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            before = clock()
-            steps[name]()
-            if turn:
-                taken[name].append(1000 * (clock() - before))
-    return taken
-
-
 def check_equal(case: Case) -> None:
     """All variants compute the same, or their times mean nothing."""
     small = Case(case.shots, 4, case.value, queries=3)
@@ -169,7 +149,7 @@ def check_equal(case: Case) -> None:
 def time_case(case: Case, *, training: bool, turns: int, slow: bool) -> dict[str, list[float]]:
     a, b = torch.randn(1024, 1024), torch.randn(1024, 1024)
     variants = variants_of(case) if slow else variants_of(case)[:2]
-    steps: dict[str, Callable[[], object]] = {v: make_step(case, v, training=training) for v in variants}
+    steps: dict[str, Step] = {v: make_step(case, v, training=training) for v in variants}
     return take_turns(steps | {"product": lambda: a @ b}, turns)
 
 
@@ -190,9 +170,7 @@ def measure_memory(case: Case, variant: str, *, training: bool) -> float:
 
 
 def memory_in_fresh_process(name: str, variant: str, training: bool, threads: int) -> float:
-    command = [sys.executable, __file__, "--memory-of", name, variant, str(int(training)), "--threads", str(threads)]
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-    return float(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment).stdout)
+    return fresh(__file__, "--memory-of", name, variant, str(int(training)), "--threads", str(threads))
 
 
 def rows_of(name: str, arguments: argparse.Namespace) -> list[str]:

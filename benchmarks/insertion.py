@@ -27,7 +27,6 @@ import os
 import platform
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from datetime import date
 from importlib.metadata import version
@@ -36,8 +35,8 @@ from statistics import median
 from typing import Any
 
 import torch
-from insertion_steps import HEADS, Step, make_detr, make_layers, make_vit
-from step import middle, peak_resident, processor
+from insertion_steps import HEADS, make_detr, make_layers, make_vit
+from measuring import KEEP, RETURN, Step, middle, milliseconds, peak_resident, processor, take_turns
 from torch import Tensor
 
 from setwise.nn.attention import SetAttention
@@ -50,34 +49,20 @@ LIMITS = {"vit": 1.25 * 1.1, "detr": 1.25, "attention": 0.85, "layer": 0.90}
 NOISE = 0.05
 """For one token the ratio must be within this of 1."""
 MEMORY_STEPS = 3
-KEEP = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**40)}
-RETURN = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-"""What glibc's allocator does with freed blocks; by default something between the two."""
 
 
-def milliseconds(step: Step, device: torch.device) -> float:
-    if device.type == "cuda":
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        step()
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end)
-    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
-    before = clock()
+def clock_of(device: torch.device) -> Callable[[Step], float]:
+    return on_gpu if device.type == "cuda" else milliseconds
+
+
+def on_gpu(step: Step) -> float:
+    """Milliseconds on the card's own clock."""
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
     step()
-    return 1000 * (clock() - before)
-
-
-def take_turns(steps: dict[str, Step], turns: int, device: torch.device) -> dict[str, list[float]]:
-    """Milliseconds of every step after a turn of warm-up; who begins alternates."""
-    taken: dict[str, list[float]] = {name: [] for name in steps}
-    for turn in range(turns + 1):
-        for name in list(steps)[:: 1 if turn % 2 else -1]:
-            spent = milliseconds(steps[name], device)
-            if turn > 0:
-                taken[name].append(spent)
-    return taken
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end)
 
 
 def peak_memory(make: Callable[[], Step], device: torch.device) -> float:
@@ -118,7 +103,7 @@ def matmul_rate(device: torch.device) -> float:
     def product() -> None:
         torch.mm(a, b, out=out)
 
-    taken = take_turns({"product": product}, 10, device)["product"]
+    taken = take_turns({"product": product}, 10, clock=clock_of(device))["product"]
     return 2 * side**3 / (median(taken) / 1000)
 
 
@@ -134,7 +119,7 @@ def reading(what: list[str], arguments: argparse.Namespace) -> Any:
     kind, part, sizes, dropout, *who = what
     shape, device = shape_of(sizes), torch.device(arguments.device)
     if kind == "time":
-        return take_turns(make_layers(part, shape, float(dropout), device), arguments.turns, device)
+        return take_turns(make_layers(part, shape, float(dropout), device), arguments.turns, clock=clock_of(device))
     return peak_memory(lambda: make_layers(part, shape, float(dropout), device)[who[0]], device)
 
 
@@ -165,7 +150,7 @@ def model_table(arguments: argparse.Namespace, *, limit: float, turns: int, make
     lines = [row(*head), "|---" * len(head) + "|"]
     device = torch.device(arguments.device)
     for name, make in makes.items():
-        taken = take_turns({"plain": make(False, device), "related": make(True, device)}, turns, device)
+        taken = take_turns({"plain": make(False, device), "related": make(True, device)}, turns, clock=clock_of(device))
         ratios = ratios_of(taken)
         cells = [middle(taken["plain"], 0), middle(taken["related"], 0), middle(ratios, 3), f"{limit:.3f}"]
         lines.append(row(name, *cells, "yes" if median(ratios) <= limit else "**no**"))

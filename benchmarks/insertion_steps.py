@@ -1,17 +1,15 @@
 """The training steps that ``insertion.py`` measures: forward and backward pass of a model or of a layer."""
 
-from collections.abc import Callable
 from contextlib import nullcontext
 
 import torch
+from measuring import Step
 from torch import Tensor, nn
 
 from setwise.nn import insert, streams
 from setwise.nn.attention import EncoderLayer, SetAttention
 
 HEADS = 4
-
-Step = Callable[[], None]
 
 
 def make_vit(related: bool, size: tuple[int, int], device: torch.device) -> Step:

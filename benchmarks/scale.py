@@ -17,10 +17,7 @@ workers not slower than none.
 import argparse
 import os
 import platform
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -30,7 +27,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
-from step import peak_resident, processor
+from measuring import Step, fresh, milliseconds, peak_resident, processor, take_turns, wall
 from torch import nn
 
 from setwise.nn import BatchFormer, in_micro_batches, streams
@@ -45,7 +42,6 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
     "all to all": lambda: EncoderLayer(WIDTH, 4, attention_dropout=0.0),
     "64 inducing points": lambda: InducedLayer(WIDTH, 4, 64, attention_dropout=0.0),
 }
-Step = Callable[[], None]
 
 
 def vit(side: int, **options: float) -> nn.Module:
@@ -90,7 +86,7 @@ def micro(arguments: argparse.Namespace) -> list[str]:
         "|---|---|---|---|---|",
     ]
     for name in BACKBONES:
-        one, many = (fresh("micro", name, str(samples), arguments) for samples in (MICRO, BATCH))
+        one, many = (memory_of("micro", name, str(samples), arguments) for samples in (MICRO, BATCH))
         features = BATCH * BACKBONES[name](arguments.side).num_features * 4 / 2**20
         plain, ours = (micro_step(name, samples, MICRO, arguments.side) for samples in (MICRO, BATCH))
 
@@ -98,7 +94,7 @@ def micro(arguments: argparse.Namespace) -> list[str]:
             for _ in range(BATCH // MICRO):
                 plain()
 
-        ratio = alternate({"plain": sixteen, "ours": ours}, arguments.turns, clock_of(arguments))
+        ratio = medians({"plain": sixteen, "ours": ours}, arguments.turns)
         cells = [name, f"{one:.0f} MiB", f"{many:.0f} MiB", f"{many / (one + features):.2f}"]
         lines.append(f"| {' | '.join(cells)} | {ratio['ours'] / ratio['plain']:.2f} |")
     return lines
@@ -125,13 +121,13 @@ def memory_of_set(kind: str, samples: int, side: int) -> float:
 def the_set(arguments: argparse.Namespace) -> list[str]:
     lines = ["| samples | relation | step, ms | over the size before | memory, MiB |", "|---|---|---|---|---|"]
     steps = {f"{kind} {size}": set_step(size, kind) for kind in LAYERS for size in SIZES}
-    taken = alternate(steps, arguments.turns, clock_of(arguments))
+    taken = medians(steps, arguments.turns)
     for kind in LAYERS:
         before = None
         for size in SIZES:
-            now = 1000 * taken[f"{kind} {size}"]
+            now = taken[f"{kind} {size}"]
             growth = "" if before is None else f"{now / before:.1f}x"
-            memory = fresh("set", kind, str(size), arguments)
+            memory = memory_of("set", kind, str(size), arguments)
             lines.append(f"| {size:,} | {kind} | {now:.1f} | {growth} | {memory:.0f} |")
             before = now
     return lines
@@ -150,7 +146,7 @@ def gather_process(rank: int, folder: str, turns: int) -> None:
         ddp = nn.parallel.DistributedDataParallel(model)
         image = torch.randn(32, 3, SIDE, SIDE)
         steps[name] = lambda ddp=ddp, image=image: ddp(image).square().mean().backward()
-    taken = alternate(steps, turns)
+    taken = medians(steps, turns, wall)
     if rank == 0:
         (Path(folder) / "ratio").write_text(str(taken["gathered"] / taken["alone"]))
     dist.destroy_process_group()
@@ -182,37 +178,23 @@ def loader(arguments: argparse.Namespace) -> list[str]:
         return lambda: [None for _ in batches] and None
 
     passes = {"no worker": epoch_of(0), "two workers": epoch_of(2)}
-    taken = alternate(passes, max(3, arguments.turns // 2))
-    step = alternate({"step": lambda: backbone(image).square().mean().backward()}, arguments.turns)["step"]
+    taken = medians(passes, max(3, arguments.turns // 2), wall)
+    step = medians({"step": lambda: backbone(image).square().mean().backward()}, arguments.turns, wall)["step"]
     images = len(splits.train) // recipe.data.batch_size * recipe.data.batch_size
     lines = ["| | images a second |", "|---|---|"]
-    lines += [f"| loader, {name} | {images / seconds:,.0f} |" for name, seconds in taken.items()]
-    return [*lines, f"| training step of ResNet-32 | {len(image) / step:,.0f} |"]
+    lines += [f"| loader, {name} | {1000 * images / spent:,.0f} |" for name, spent in taken.items()]
+    return [*lines, f"| training step of ResNet-32 | {1000 * len(image) / step:,.0f} |"]
 
 
 # ---------------------------------------------------------------------------------------------------------- measuring
-def clock_of(arguments: argparse.Namespace) -> Callable[[], float]:
-    return time.process_time if arguments.threads == 1 else time.perf_counter
+def medians(steps: dict[str, Step], turns: int, clock: Callable[[Step], float] = milliseconds) -> dict[str, float]:
+    """Of each step, milliseconds."""
+    return {name: median(values) for name, values in take_turns(steps, turns, clock=clock).items()}
 
 
-def alternate(steps: dict[str, Step], turns: int, clock: Callable[[], float] = time.perf_counter) -> dict[str, float]:
-    """Median seconds of each step; they take turns, so that whatever else the machine does meets all of them."""
-    taken: dict[str, list[float]] = {name: [] for name in steps}
-    for turn in range(turns + 1):
-        for name, step in steps.items():
-            start = clock()
-            step()
-            if turn:  # the first warms up
-                taken[name].append(clock() - start)
-    return {name: median(values) for name, values in taken.items()}
-
-
-def fresh(kind: str, first: str, second: str, arguments: argparse.Namespace) -> float:
-    """A memory figure from a process of its own, whose allocator gives freed blocks back."""
-    command = [sys.executable, __file__, "--memory-of", kind, first, second]
-    command += ["--threads", str(arguments.threads), "--side", str(arguments.side)]
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-    return float(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment).stdout)
+def memory_of(kind: str, first: str, second: str, arguments: argparse.Namespace) -> float:
+    options = ["--threads", str(arguments.threads), "--side", str(arguments.side)]
+    return fresh(__file__, "--memory-of", kind, first, second, *options)
 
 
 PARTS = {"micro": micro, "set": the_set, "gather": gather, "loader": loader}

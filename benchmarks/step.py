@@ -15,17 +15,15 @@ most 1.03.
 """
 
 import argparse
-import os
 import platform
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import median
 
 import torch
 import torch.nn.functional as F
+from measuring import fresh, middle, peak_resident, processor, take_turns
 from torch import Tensor, nn
 
 from setwise.models import create_backbone, feature_dim
@@ -93,26 +91,7 @@ def seconds_of(step: Callable[[], None], device: torch.device) -> float:
 def time_case(case: str, *, steps: int, warmup: int, device: torch.device) -> dict[str, list[float]]:
     """Milliseconds of every step of every variant; the order within a turn rotates."""
     run = {variant: make_step(case, variant, device) for variant in VARIANTS}
-    taken: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
-    for turn in range(warmup + steps):
-        first = turn % len(VARIANTS)
-        for variant in VARIANTS[first:] + VARIANTS[:first]:
-            seconds = seconds_of(run[variant], device)
-            if turn >= warmup:
-                taken[variant].append(1000 * seconds)
-    return taken
-
-
-def peak_resident() -> float:
-    """MiB; /proc where there is one, because getrusage passes a parent's peak on to its child."""
-    status = Path("/proc/self/status")
-    if status.is_file():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) / 1024
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 1024
+    return take_turns(run, steps, warmup=warmup, clock=lambda step: 1000 * seconds_of(step, device))
 
 
 def measure_memory(case: str, variant: str, device: torch.device) -> float:
@@ -128,20 +107,8 @@ def measure_memory(case: str, variant: str, device: torch.device) -> float:
 
 def memory_in_fresh_processes(case: str, variant: str, arguments: argparse.Namespace) -> float:
     """The median reading of several processes."""
-    command = [sys.executable, __file__, "--memory-of", case, variant]
-    command += ["--threads", str(arguments.threads), "--device", arguments.device]
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-    readings = [
-        float(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment).stdout)
-        for _ in range(arguments.memory_readings)
-    ]
-    return median(readings)
-
-
-def middle(values: list[float], digits: int) -> str:
-    """Median and quartiles."""
-    low, _, high = quantiles(values, n=4, method="inclusive")
-    return f"{median(values):.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+    what = ["--memory-of", case, variant, "--threads", str(arguments.threads), "--device", arguments.device]
+    return median(fresh(__file__, *what) for _ in range(arguments.memory_readings))
 
 
 def rows_of(case: str, arguments: argparse.Namespace) -> list[str]:
@@ -166,13 +133,6 @@ def about(arguments: argparse.Namespace) -> list[str]:
         f"* {arguments.steps} steps a variant after {arguments.warmup} of warm-up, medians with quartiles; memory: "
         f"median of {arguments.memory_readings} processes",
     ]
-
-
-def processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or "CPU"
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

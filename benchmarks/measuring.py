@@ -1,0 +1,94 @@
+"""How every benchmark here takes time and memory: turns, fresh processes, and the name of the machine."""
+
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from statistics import median, quantiles
+
+import torch
+
+__all__ = [
+    "KEEP",
+    "RETURN",
+    "Step",
+    "fresh",
+    "middle",
+    "milliseconds",
+    "peak_resident",
+    "processor",
+    "take_turns",
+    "wall",
+]
+
+Step = Callable[[], object]
+
+KEEP = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**40)}
+RETURN = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+"""What glibc's allocator does with freed blocks; by default something between the two."""
+
+
+def wall(step: Step) -> float:
+    """Milliseconds on the wall's clock."""
+    before = time.perf_counter()
+    step()
+    return 1000 * (time.perf_counter() - before)
+
+
+def milliseconds(step: Step) -> float:
+    """The process's own CPU time where all work is in one thread, so that other work on the machine counts less."""
+    if torch.get_num_threads() > 1:
+        return wall(step)
+    before = time.process_time()
+    step()
+    return 1000 * (time.process_time() - before)
+
+
+def take_turns(
+    steps: Mapping[str, Step], turns: int, *, warmup: int = 1, clock: Callable[[Step], float] = milliseconds
+) -> dict[str, list[float]]:
+    """What ``clock`` says of every step after ``warmup`` turns; who begins rotates, so all meet the same machine."""
+    names = list(steps)
+    taken: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(warmup + turns):
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
+            spent = clock(steps[name])
+            if turn >= warmup:
+                taken[name].append(spent)
+    return taken
+
+
+def middle(values: list[float], digits: int) -> str:
+    """Median and quartiles."""
+    low, _, high = quantiles(values, n=4, method="inclusive")
+    return f"{median(values):.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def peak_resident() -> float:
+    """MiB; /proc where there is one, because getrusage passes a parent's peak on to its child."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) / 1024
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 1024
+
+
+def fresh(script: str, *arguments: str) -> float:
+    """The figure that ``script`` prints in a process of its own, whose allocator gives freed blocks back."""
+    command = [sys.executable, script, *arguments]
+    return float(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=os.environ | RETURN).stdout)
+
+
+def processor() -> str:
+    """Name of the CPU."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or "CPU"
