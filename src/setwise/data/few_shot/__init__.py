@@ -1,0 +1,7 @@
+"""Few-shot learning's data: pools with disjoint classes, episodes drawn from them, and what loads both."""
+
+from setwise.data.few_shot.class_graph import ClassGraph
+from setwise.data.few_shot.episodes import Episode, EpisodeSampler
+from setwise.data.few_shot.pool import FewShotSet, FewShotSplits, Pool
+
+__all__ = ["ClassGraph", "Episode", "EpisodeSampler", "FewShotSet", "FewShotSplits", "Pool"]
