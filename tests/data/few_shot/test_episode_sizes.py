@@ -18,7 +18,7 @@ def oracle_queries(counts):
 def oracle_support_size(counts, q, beta):
     total = 0
     for count in counts:
-        total += int(math.floor(beta * min(100, count - q) + 1))
+        total += math.floor(beta * min(100, count - q) + 1)
     return 500 if total > 500 else total
 
 

@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from fakes_few_shot import DATA, pool_of
+from few_shot_fakes import DATA, pool_of
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -219,7 +219,7 @@ def test_what_is_not_fixed_still_varies(fixed):
         (
             [9, 9, 7, 9, 9],
             {"n_way": 2, "n_shot": 5, "n_query": 3},
-            r"8 images, for `n_shot` \(5\) \+ `n_query` \(3\).*'class 02' \(7\)",
+            r"8 images, for `n_shot` \(5\) \+ `n_query` \(3\).*'class 02'",
         ),
         ([9, 9, 7, 9, 9], {"n_shot": 7}, r"8 images, for `n_shot` \(7\) \+ 1"),
         ([9, 9, 1, 9, 9], {}, r"2 images, for one image of support and one query.*'class 02' \(1\)"),

@@ -3,5 +3,15 @@
 from setwise.data.few_shot.class_graph import ClassGraph
 from setwise.data.few_shot.episodes import Episode, EpisodeSampler
 from setwise.data.few_shot.pool import FewShotSet, FewShotSplits, Pool
+from setwise.data.few_shot.simclr import SimCLRTransform, simclr_episode
 
-__all__ = ["ClassGraph", "Episode", "EpisodeSampler", "FewShotSet", "FewShotSplits", "Pool"]
+__all__ = [
+    "ClassGraph",
+    "Episode",
+    "EpisodeSampler",
+    "FewShotSet",
+    "FewShotSplits",
+    "Pool",
+    "SimCLRTransform",
+    "simclr_episode",
+]

@@ -1,4 +1,4 @@
-"""A directed acyclic graph over classes: ImageNet's WordNet, or any other hierarchy in which a class may have parents."""
+"""A directed acyclic graph over classes: ImageNet's WordNet, or any hierarchy in which a class may have parents."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +25,8 @@ class ClassGraph:
 
     Source: Triantafillou et al., Meta-Dataset, ICLR 2020, arXiv:1903.03096, appendix on sampling from ImageNet.
 
-    >>> graph = ClassGraph({"animal": ("dog", "cat"), "dog": ("pug", "husky"), "cat": ("tom",)}, ("husky", "pug", "tom"))
+    >>> children = {"animal": ("dog", "cat"), "dog": ("pug", "husky"), "cat": ("tom",)}
+    >>> graph = ClassGraph(children, ("husky", "pug", "tom"))
     >>> graph.children
     {'animal': ('dog', 'tom'), 'dog': ('pug', 'husky')}
     >>> graph.spanned
@@ -46,7 +47,7 @@ class ClassGraph:
         return self._spanned  # type: ignore[attr-defined, no-any-return]
 
     def eligible(self, *, min_way: int, max_leaves: int) -> list[tuple[int, ...]]:
-        """Classes of every node that spans from ``min_way`` to ``max_leaves`` of them, in the order of the nodes' ids."""
+        """Classes of every node that spans ``min_way`` to ``max_leaves`` of them, in the order of the nodes' ids."""
         return [classes for classes in self.spanned.values() if min_way <= len(classes) <= max_leaves]
 
     def _check(self) -> None:
