@@ -8,7 +8,6 @@ Letters: ``B`` images, ``S`` support images, ``h w`` size of the views.
 import math
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
@@ -168,13 +167,22 @@ def draw_crop(height: int, width: int, generator: torch.Generator) -> tuple[int,
 
 
 def blur(images: Float32[Tensor, "b c h w"], sigma: Float32[Tensor, "b"]) -> Float32[Tensor, "b c h w"]:
-    """Gaussian blur of every image with a deviation of its own, zeros around; down the columns, then along the rows."""
-    number, channels, height, width = images.shape
-    radius = height // SIDE_OVER_BLUR // 2
-    offset = torch.arange(-radius, radius + 1)
-    taps = torch.exp(-(offset**2) / (2 * sigma[:, None] ** 2))  # [B, 2r+1]
-    taps = (taps / taps.sum(1, keepdim=True)).repeat_interleave(channels, 0)  # [B*c, 2r+1]
-    flat = images.reshape(1, number * channels, height, width)
-    flat = F.conv2d(flat, taps[:, None, :, None], padding=(radius, 0), groups=number * channels)
-    flat = F.conv2d(flat, taps[:, None, None, :], padding=(0, radius), groups=number * channels)
-    return flat.view_as(images)
+    """Gaussian blur of every image with a deviation of its own, zeros around.
+
+    As two products with a band matrix, along columns and rows: at 224 pixels much faster on a processor than a
+    convolution whose every channel has a kernel of its own.
+    """
+    radius = images.shape[-2] // SIDE_OVER_BLUR // 2
+    down, along = (_band(side, radius, sigma) for side in images.shape[-2:])
+    return down @ images @ along
+
+
+def _band(side: int, radius: int, sigma: Float32[Tensor, "b"]) -> Float32[Tensor, "b 1 n n"]:
+    """Weight of every place of a line for every other: symmetric, 0 beyond the radius."""
+
+    def weight(distance: Tensor) -> Tensor:
+        return torch.exp(-(distance**2) / (2 * sigma[:, None] ** 2)) * (distance.abs() <= radius)  # [B, ...]
+
+    place = torch.arange(side)
+    weights = weight((place[:, None] - place).flatten()) / weight(torch.arange(-radius, radius + 1)).sum(1, True)
+    return weights.view(-1, 1, side, side)
