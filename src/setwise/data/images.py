@@ -1,16 +1,17 @@
 """The images of a split: in memory where they fit, in files where they do not, always 8-bit.
 
-Three forms behind one interface (``len``, ``images[place]``, ``images.take(places)``, ``images.in_memory``):
-:class:`StackedImages` is one tensor and by far the fastest, :class:`ListedImages` holds images of different sizes, and
-:class:`ImageFiles` decodes when asked.
+Four forms behind one interface (``len``, ``images[place]``, ``images.take(places)``, ``images.in_memory``):
+:class:`StackedImages` is one tensor and by far the fastest, :class:`ListedImages` holds images of different sizes,
+:class:`ImageFiles` decodes when asked, and :class:`PackedImages` does so with images that are parts of larger files.
 """
 
+import io
 import os
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -25,6 +26,8 @@ __all__ = [
     "ImageFiles",
     "Images",
     "ListedImages",
+    "Pack",
+    "PackedImages",
     "StackedImages",
     "decode",
     "decode_all",
@@ -54,16 +57,21 @@ def decode(path: str | os.PathLike[str]) -> UInt8[Tensor, "3 h w"]:
     Raises:
         DataError: if the file is missing or is no readable image.
     """
+    return decode_from(path, path)
+
+
+def decode_from(source: str | os.PathLike[str] | io.BytesIO, name: object) -> UInt8[Tensor, "3 h w"]:
+    """:func:`decode` of a file or of its bytes; ``name`` is what errors call it."""
     try:
-        with Image.open(path) as image:
+        with Image.open(source) as image:
             pixels = to_rgb(image)
     except FileNotFoundError as error:
-        raise DataError(f"{path} is missing") from error
+        raise DataError(f"{name} is missing") from error
     except (
         Exception
     ) as error:  # a broken file makes Pillow's codecs raise OSError, SyntaxError, ValueError, struct.error
         reason = "no image format is recognised" if isinstance(error, UnidentifiedImageError) else str(error)
-        raise DataError(f"{path} cannot be read as an image ({reason})") from error
+        raise DataError(f"{name} cannot be read as an image ({reason})") from error
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
@@ -177,4 +185,42 @@ class ImageFiles:
         return [attempt(self.paths[place]) for place in places.tolist()]
 
 
-Images = StackedImages | ListedImages | ImageFiles
+@runtime_checkable
+class Pack(Protocol):
+    """Image files inside of larger files: an archive's members, the records of a shard."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, place: int) -> bytes:
+        """The bytes of an image file; raises DataError where they cannot be had."""
+
+    def name(self, place: int) -> str:
+        """What to call it in a message."""
+
+
+class PackedImages:
+    """Images in larger files, decoded each time they are asked for."""
+
+    in_memory = False
+
+    def __init__(self, pack: Pack) -> None:
+        self.pack = pack
+
+    def __len__(self) -> int:
+        return len(self.pack)
+
+    def __getitem__(self, place: int) -> UInt8[Tensor, "3 h w"]:
+        return decode_from(io.BytesIO(self.pack.read(place)), self.pack.name(place))
+
+    def take(self, places: Int64[Tensor, "b"]) -> list[Tensor | DataError]:
+        """The images at ``places``; one that cannot be read comes back as its error."""
+        taken: list[Tensor | DataError] = []
+        for place in places.tolist():
+            try:
+                taken.append(self[place])
+            except DataError as error:
+                taken.append(error)
+        return taken
+
+
+Images = StackedImages | ListedImages | ImageFiles | PackedImages

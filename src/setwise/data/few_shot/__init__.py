@@ -1,12 +1,16 @@
 """Few-shot learning's data: pools with disjoint classes, episodes drawn from them, and what loads both."""
 
+from setwise.data.few_shot.class_folders import CLASS_FOLDERS, CUB
 from setwise.data.few_shot.class_graph import ClassGraph
+from setwise.data.few_shot.csv_lists import MINIIMAGENET, TINYIMAGENET_FEW_SHOT
 from setwise.data.few_shot.episodes import Episode, EpisodeSampler
 from setwise.data.few_shot.loader import EpisodeBatch, EpisodeLoader, make_episode_loader
+from setwise.data.few_shot.omniglot import OMNIGLOT
 from setwise.data.few_shot.pool import FewShotSet, FewShotSplits, Pool
 from setwise.data.few_shot.simclr import SimCLRTransform, simclr_episode
 
 __all__ = [
+    "FEW_SHOT",
     "ClassGraph",
     "Episode",
     "EpisodeBatch",
@@ -19,3 +23,8 @@ __all__ = [
     "make_episode_loader",
     "simclr_episode",
 ]
+
+FEW_SHOT: dict[str, FewShotSet] = {
+    few_shot.name: few_shot for few_shot in (OMNIGLOT, TINYIMAGENET_FEW_SHOT, MINIIMAGENET, CUB, CLASS_FOLDERS)
+}
+"""Few-shot sets by name."""
