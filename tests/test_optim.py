@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -10,7 +11,7 @@ from torch import nn
 
 from setwise.errors import InvalidInput
 from setwise.nn import BatchFormer
-from setwise.optim import lr_factor, make_optimizer, parameter_groups
+from setwise.optim import NormalizedAdam, lr_factor, make_optimizer, parameter_groups
 
 C = 8
 
@@ -203,3 +204,61 @@ def test_multistep_equals_torchs():
 def test_warmup_rises_linearly_to_one_whatever_follows(schedule):
     factors = [lr_factor(e, schedule=schedule, epochs=10, warmup_epochs=5, milestones=(8,)) for e in range(6)]
     assert factors == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0])
+
+
+def numpy_normalised_adam(weights, gradients, *, lr, decay, steps):
+    """The official step in plain numpy: L2 into the gradient, all gradients over one norm, then Adam."""
+    moment = [np.zeros_like(w) for w in weights]
+    square = [np.zeros_like(w) for w in weights]
+    for step in range(1, steps + 1):
+        g = [gradient + d * w for gradient, d, w in zip(gradients, decay, weights, strict=True)]
+        norm = math.sqrt(max(sum(float((x**2).sum()) for x in g), 1e-5))
+        for i, x in enumerate(g):
+            x = x / norm
+            moment[i] = 0.9 * moment[i] + 0.1 * x
+            square[i] = 0.999 * square[i] + 0.001 * x**2
+            hat = np.sqrt(square[i] / (1 - 0.999**step)) + 1e-8
+            weights[i] = weights[i] - lr * moment[i] / (1 - 0.9**step) / hat
+    return weights
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-6])
+def test_normalized_adam_equals_plain_loops(size):
+    generator = np.random.default_rng(0)
+    start = [generator.normal(size=(3, 2)), generator.normal(size=4)]
+    gradients = [size * generator.normal(size=w.shape) for w in start]
+    parameters = [nn.Parameter(torch.tensor(w)) for w in start]
+    decay = [0.1 * size, 0.0]
+    optimizer = NormalizedAdam(
+        [{"params": [p], "weight_decay": d} for p, d in zip(parameters, decay, strict=True)], lr=0.01
+    )
+    for _ in range(3):
+        for p, g in zip(parameters, gradients, strict=True):
+            p.grad = torch.tensor(g)
+        optimizer.step()
+    expected = numpy_normalised_adam(start, gradients, lr=0.01, decay=decay, steps=3)
+    for p, w in zip(parameters, expected, strict=True):
+        torch.testing.assert_close(p.detach(), torch.tensor(w))
+    assert [group["weight_decay"] for group in optimizer.param_groups] == decay
+
+
+def test_a_normalised_step_does_not_depend_on_the_size_of_the_gradient():
+    moved = []
+    for size in (1.0, 1000.0):
+        weight = nn.Parameter(torch.tensor([1.0, -2.0]))
+        optimizer = NormalizedAdam([weight], lr=0.1)
+        for _ in range(2):
+            optimizer.zero_grad()
+            (size * (weight * torch.tensor([3.0, 4.0])).sum()).backward()
+            optimizer.step()
+        moved.append(weight.detach().clone())
+    torch.testing.assert_close(moved[0], moved[1])
+
+
+def test_what_gets_no_gradient_stays_where_it_is():
+    moving, frozen = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+    optimizer = NormalizedAdam([moving, frozen], lr=0.1, weight_decay=0.1)
+    moving.sum().backward()
+    optimizer.step()
+    assert torch.equal(frozen.detach(), torch.ones(2))
+    assert not torch.equal(moving.detach(), torch.ones(2))

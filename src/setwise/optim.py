@@ -6,12 +6,57 @@ from functools import partial
 
 import torch
 from torch import nn
-from torch.optim import AdamW, Optimizer
+from torch.optim import Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from setwise.errors import InvalidInput
+from setwise.errors import InvalidInput, choose
 
-__all__ = ["lr_factor", "make_optimizer", "parameter_groups"]
+__all__ = ["NormalizedAdam", "lr_factor", "make_optimizer", "parameter_groups"]
+
+SMALLEST_SQUARE = 1e-5
+"""Below this sum of squares a gradient is not made longer (Meta-Dataset's code)."""
+
+
+class NormalizedAdam(Adam):
+    """Adam on the direction of the gradient: all gradients are first divided by their common norm.
+
+    A constant-norm rescaling, not clipping: a step counts the same whether its episode was easy or hard. Weight decay
+    is part of the gradient that is rescaled, so all parameter groups share one norm.
+
+    Source: the official training code of CrossTransformers (Doersch et al., NeurIPS 2020, arXiv:2007.11498), which
+    divides by the square root of the sum of squares of all gradients, at least 1e-5.
+
+    >>> weight = nn.Parameter(torch.tensor([3.0, 4.0]))
+    >>> optimizer = NormalizedAdam([weight], lr=0.1)
+    >>> weight.square().sum().mul(50).backward()
+    >>> optimizer.step()
+    >>> round(float(optimizer.state[weight]["exp_avg"].norm()), 3)  # a tenth of a gradient of length 1
+    0.1
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Rescale, then Adam's step."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        decays = [group["weight_decay"] for group in self.param_groups]
+        for group in self.param_groups:
+            moved = [p for p in group["params"] if p.grad is not None]
+            if group["weight_decay"] and moved:
+                torch._foreach_add_([p.grad for p in moved], moved, alpha=group["weight_decay"])
+            group["weight_decay"] = 0.0  # it is in the gradient now
+        gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        try:
+            if gradients:
+                norm = torch.nn.utils.get_total_norm(gradients)
+                torch._foreach_mul_(gradients, (1 / norm.clamp_min(SMALLEST_SQUARE**0.5)).to(gradients[0].dtype))
+            super().step()
+        finally:
+            for group, decay in zip(self.param_groups, decays, strict=True):
+                group["weight_decay"] = decay
+        return loss
 
 
 def parameter_groups(
@@ -58,6 +103,7 @@ def lr_factor(
     epochs: int,
     warmup_epochs: int = 0,
     milestones: Sequence[int] = (),
+    every: int = 1,
     gamma: float = 0.1,
 ) -> float:
     """Factor on the learning rate in a 0-based epoch.
@@ -66,6 +112,8 @@ def lr_factor(
     [1.0, 0.854, 0.5, 0.146]
     >>> [lr_factor(e, schedule="constant", epochs=4, warmup_epochs=2) for e in range(4)]
     [0.5, 1.0, 1.0, 1.0]
+    >>> [lr_factor(e, schedule="staircase", epochs=5, every=2, gamma=0.5) for e in range(5)]
+    [1.0, 1.0, 0.5, 0.5, 0.25]
     """
     if epoch < warmup_epochs:
         return (epoch + 1) / warmup_epochs
@@ -73,6 +121,8 @@ def lr_factor(
         return 0.5 * (1 + math.cos(math.pi * (epoch - warmup_epochs) / max(1, epochs - warmup_epochs)))
     if schedule == "multistep":
         return gamma ** sum(epoch >= milestone for milestone in milestones)
+    if schedule == "staircase":
+        return gamma ** ((epoch - warmup_epochs) // every)
     return 1.0
 
 
@@ -136,5 +186,6 @@ def _build(
     if name == "sgd":
         optimizer = torch.optim.SGD(parameters, momentum=momentum, nesterov=nesterov)
     else:
-        optimizer = AdamW(parameters, betas=(momentum, 0.999))
+        kinds: dict[str, type[Adam]] = {"adamw": AdamW, "adam": Adam, "normalized-adam": NormalizedAdam}
+        optimizer = choose(name, kinds, "optimizer")(parameters, betas=(momentum, 0.999))
     return optimizer, LambdaLR(optimizer, schedule)
