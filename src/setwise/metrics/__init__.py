@@ -7,9 +7,11 @@ from setwise.metrics.classification import (
     multilabel_metrics,
     per_class_accuracy,
 )
+from setwise.metrics.episodes import mean_interval, mean_rank
 from setwise.metrics.groups import by_count, by_rank
 from setwise.metrics.judgement import Verdict, holm, verdict
 from setwise.metrics.logit_adjustment import TAUS, adjust, choose_tau, predictions_over_taus
+from setwise.metrics.neighbours import Collapse, collapse, nearest
 from setwise.metrics.paired import (
     Interval,
     contributions,
@@ -20,6 +22,7 @@ from setwise.metrics.paired import (
 
 __all__ = [
     "TAUS",
+    "Collapse",
     "Interval",
     "Verdict",
     "adjust",
@@ -27,12 +30,16 @@ __all__ = [
     "by_rank",
     "choose_tau",
     "classification_metrics",
+    "collapse",
     "confusion_matrix",
     "contributions",
     "holm",
     "instance_contributions",
     "lower_is_better",
+    "mean_interval",
+    "mean_rank",
     "multilabel_metrics",
+    "nearest",
     "paired_interval",
     "per_class_accuracy",
     "predictions_over_taus",
