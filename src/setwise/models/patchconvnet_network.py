@@ -115,7 +115,9 @@ class PatchConvNet(nn.Module):
         self.blocks = nn.Sequential(
             *(ConvBlock(embed_dim, drop_path=drop_path_rate, **options, **to) for _ in range(depth))
         )
-        self.feature_info = [{"num_chs": embed_dim, "reduction": PATCH, "module": f"blocks.{i}"} for i in range(depth)]
+        # The stem counts as a level: a trunk of two blocks has the three that timm's tests and callers take by default.
+        levels = ("stem", *(f"blocks.{i}" for i in range(depth)))
+        self.feature_info = [{"num_chs": embed_dim, "reduction": PATCH, "module": level} for level in levels]
         self._set_pool(global_pool, to)
         self._set_head(to)
 
@@ -225,30 +227,32 @@ class PatchConvNet(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Maps behind chosen blocks, and the last one.
+        """Maps behind the stem (level 0) or chosen blocks (block ``i`` is level ``i + 1``), and the last one.
 
         Args:
             x: images ``[B, in_chans, 16 H, 16 W]``.
-            indices: blocks; the last so many for a number, None: all.
+            indices: levels; the last so many for a number, None: all.
             norm: without effect: no norm follows the trunk but the pool's own.
-            stop_early: end at the last chosen block.
+            stop_early: end at the last chosen level.
             output_fmt: "NCHW" or "NHWC".
             intermediates_only: leave out the last map.
         """
         assert output_fmt in ("NCHW", "NHWC"), "Output format must be NCHW or NHWC."
         intermediates = []
-        taken, last = feature_take_indices(len(self.blocks), indices)
+        taken, last = feature_take_indices(len(self.blocks) + 1, indices)
         x = self.stem(x)
+        if 0 in taken:
+            intermediates.append(x.permute(0, 3, 1, 2) if output_fmt == "NCHW" else x)
         if torch.jit.is_scripting() or not stop_early:  # noqa: SIM108  torch.jit.script cannot slice
             blocks = self.blocks
         else:
-            blocks = self.blocks[: last + 1]
+            blocks = self.blocks[:last]
         for index, block in enumerate(blocks):
             if self.grad_checkpointing and not torch.jit.is_scripting():  # noqa: SIM108  and reads past this alone
                 x = checkpoint(block, x)
             else:
                 x = block(x)
-            if index in taken:
+            if index + 1 in taken:
                 intermediates.append(x.permute(0, 3, 1, 2) if output_fmt == "NCHW" else x)
         if intermediates_only:
             return intermediates
@@ -258,13 +262,13 @@ class PatchConvNet(nn.Module):
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Cut off the blocks behind the last chosen one, and with ``prune_head`` pool and classifier.
+        """Cut off the blocks behind the last chosen level, and with ``prune_head`` pool and classifier.
 
         Returns:
-            The chosen blocks.
+            The chosen levels.
         """
-        taken, last = feature_take_indices(len(self.blocks), indices)
-        self.blocks = self.blocks[: last + 1]
+        taken, last = feature_take_indices(len(self.blocks) + 1, indices)
+        self.blocks = self.blocks[:last]
         if prune_head:
             self.reset_classifier(0, "")
         return taken
