@@ -23,6 +23,7 @@ from setwise.data.loader import BatchedSplit
 from setwise.errors import InvalidInput, RunError, Stopped
 from setwise.explained import explained
 from setwise.recipes import RECIPES, yaml_file
+from setwise.report import write_run_report
 from setwise.run_folder import RunFolder
 
 
@@ -139,6 +140,16 @@ def test_a_disk_that_fills_up_while_results_are_written_loses_no_training(unbrok
     assert not RunFolder(tmp_path / "run").weights.exists()
     fit(TINY, tmp_path / "run", resume=True)
     assert same_weights(unbroken, tmp_path / "run")
+
+
+def test_a_disk_that_fills_up_while_the_report_is_written_keeps_the_old_one(unbroken, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(unbroken, folder)
+    old = write_run_report(folder).read_bytes()
+    with room(4096), pytest.raises(RunError, match=r"cannot be written: File too large.*setwise report"):
+        write_run_report(folder)
+    assert (folder / "report.html").read_bytes() == old
+    assert not list(folder.glob("*.part"))
 
 
 def test_a_disk_without_room_is_the_same_sentence(tmp_path):

@@ -21,13 +21,27 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from setwise.errors import MissingFile, RunError
+from setwise.recipes.schema import Recipe
 
-__all__ = ["RunFolder", "commit", "fresh_folder", "read_classes", "read_lines", "unwritable", "versions", "write_whole"]
+__all__ = [
+    "RunFolder",
+    "commit",
+    "fresh_folder",
+    "read_classes",
+    "read_lines",
+    "unwritable",
+    "versions",
+    "write_line",
+    "write_whole",
+    "writing",
+]
 
 
 class RunFolder:
@@ -112,18 +126,54 @@ def read_classes(path: str | Path) -> list[dict[str, Any]]:
     return rows
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file so that it is either the old one or the whole new one, whatever happens in between."""
+@contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """Another path to write to, which takes the place of ``path`` at the end: it is the old file or the whole new one.
+
+    Raises:
+        RunError: if the folder takes no more, a full disk among the reasons; nothing is left of the new file then.
+    """
     part = path.with_name(f"{path.name}.part")
-    part.write_bytes(content.encode() if isinstance(content, str) else content)
-    os.replace(part, path)
+    try:
+        yield part
+        os.replace(part, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise unwritable(path.parent, error) from error
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file so that it is either the old one or the whole new one, whatever happens in between.
+
+    Raises:
+        RunError: if the folder takes no more.
+    """
+    with writing(path) as part:
+        part.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def write_line(recipe: Recipe, folder: RunFolder, metrics: dict[str, float], *, seconds: float) -> dict[str, Any]:
+    """Write the line of ``results.jsonl``, which says that the run is complete, and return it."""
+    line = {
+        "recipe": recipe.name,
+        "variant": recipe.variant,
+        "seed": recipe.seed,
+        "metrics": metrics,
+        "primary": recipe.primary,
+        "seconds": round(seconds, 3),
+        "versions": versions(),
+        "commit": commit(),
+    }
+    write_whole(folder.results, json.dumps(line) + "\n")
+    return line
 
 
 def unwritable(path: Path, error: OSError) -> RunError:
     """The sentence about a folder that takes no more."""
     return RunError(
         f"The run folder {path} cannot be written: {error.strerror or error}. What was written is whole; make room or "
-        "give the rights, and --resume continues."
+        "give the rights, and --resume continues (`setwise report` writes a report again)."
     )
 
 

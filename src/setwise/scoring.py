@@ -17,7 +17,7 @@ from setwise.errors import DataError, RunError
 from setwise.metrics import TAUS, adjust, per_class_accuracy, predictions_over_taus
 from setwise.nn.gather import gather_objects
 from setwise.recipes import Recipe
-from setwise.run_folder import RunFolder, commit, versions, write_whole
+from setwise.run_folder import RunFolder, write_line, write_whole, writing
 from setwise.tasks import Classification
 
 __all__ = ["Model", "class_table", "scores_of", "write_results"]
@@ -126,7 +126,8 @@ def write_results(
         over_taus = predictions_over_taus(test["scores"], task.counts, TAUS)
         saved |= {"taus": TAUS, "predicted": over_taus.to(torch.int32)}
     arrays: dict[str, Any] = {name: np.asarray(value) for name, value in saved.items()}
-    np.savez_compressed(folder.predictions, **arrays)
+    with writing(folder.predictions) as part, part.open("wb") as file:
+        np.savez_compressed(file, **arrays)
     write_whole(folder.model, json.dumps(asdict(replace(model, tau=tau)), indent=2) + "\n")
     if table := class_table(task, model.class_names, test, tau):
         text = io.StringIO()
@@ -134,15 +135,4 @@ def write_results(
         writer.writeheader()
         writer.writerows(table)
         write_whole(folder.per_class, text.getvalue())
-    line = {
-        "recipe": recipe.name,
-        "variant": recipe.variant,
-        "seed": recipe.seed,
-        "metrics": metrics,
-        "primary": recipe.primary,
-        "seconds": round(seconds, 3),
-        "versions": versions(),
-        "commit": commit(),
-    }
-    write_whole(folder.results, json.dumps(line) + "\n")
-    return line
+    return write_line(recipe, folder, metrics, seconds=seconds)

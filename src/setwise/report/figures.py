@@ -2,7 +2,6 @@
 
 import io
 import math
-import os
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from matplotlib.transforms import blended_transform_factory
 
 from setwise.judge import Comparison, Curve, Difference
 from setwise.report.wording import ADJUSTED, interval, names_of, points
+from setwise.run_folder import writing
 
 __all__ = ["COLOURS", "STYLES", "comparison_figure", "plain_axes", "save_png", "svg"]
 
@@ -72,10 +72,13 @@ def comparison_figure(comparison: Comparison, *, titled: bool = True) -> Figure:
 
 
 def save_png(figure: Figure, path: Path) -> None:
-    """Write a figure so that the file is either the old one or the whole new one."""
-    part = path.with_name(f"{path.name}.part")
-    figure.savefig(part, format="png", dpi=DPI, facecolor="white")
-    os.replace(part, path)
+    """Write a figure so that the file is either the old one or the whole new one.
+
+    Raises:
+        RunError: if the folder takes no more.
+    """
+    with writing(path) as part:
+        figure.savefig(part, format="png", dpi=DPI, facecolor="white")
 
 
 def svg(figure: Figure) -> bytes:
