@@ -11,7 +11,7 @@ import sys
 
 import torch
 
-from setwise import checkpoints, run
+from setwise import checkpoints, run, work
 from setwise.cli import main
 
 torch.set_num_threads(1)
@@ -44,7 +44,7 @@ def end_at(end, number):
     elif end == "moving":  # calls of os.replace: the old checkpoint away, the new one in
         checkpoints.os = type("os", (), {"replace": at_call(number, os.replace, between_the_moves), "fsync": os.fsync})
     elif end == "evaluating":  # all trained, nothing evaluated
-        run.scores_of = lambda *args: die()
+        work.scores_of = lambda *args: die()
 
 
 def attempt(end, at, argv):

@@ -6,12 +6,14 @@ import subprocess
 import sys
 
 import fakes
+import few_shot_fakes
 import pytest
 import torch
 
-from setwise.build import build_task
+from setwise.build import build_few_shot, build_task
 from setwise.cli import main
 from setwise.data import DATASETS, TRANSFORMS
+from setwise.data.few_shot import FEW_SHOT
 from setwise.errors import InvalidInput, UnknownName
 from setwise.losses import CRITERIA
 from setwise.recipes import RECIPES, Recipe, yaml_file
@@ -27,6 +29,19 @@ def to_arguments(overrides):
             yield from map(str, value if isinstance(value, tuple) else [value])
 
 
+def full_model(recipe, *, in_chans, image_size):
+    if recipe.task == "few-shot":
+        return build_few_shot(recipe, in_chans=in_chans, image_size=image_size)
+    return build_task(
+        recipe,
+        counts=torch.arange(100, 0, -1, device="cpu"),
+        group_counts=torch.arange(100, 0, -1, device="cpu"),
+        class_names=tuple(f"class {k}" for k in range(100)),
+        in_chans=in_chans,
+        image_size=image_size,
+    )
+
+
 @pytest.mark.parametrize("name", RECIPES)
 class TestContract:
     def test_names_are_in_their_tables(self, name):
@@ -34,8 +49,8 @@ class TestContract:
         assert recipe.name == name
         assert recipe.summary
         assert recipe.task in TASKS
-        assert recipe.data.name in DATASETS
-        assert recipe.data.augment in TRANSFORMS
+        assert recipe.data.name in {**DATASETS, **FEW_SHOT}
+        assert recipe.data.augment in TRANSFORMS or recipe.task == "few-shot"
         assert recipe.criterion.name in CRITERIA
         assert recipe.paper
         assert recipe.smoke
@@ -43,32 +58,32 @@ class TestContract:
     def test_the_full_model_builds_on_the_meta_device(self, name):
         recipe = RECIPES[name]
         size = recipe.data.image_size or {"digits-lt": 8}.get(recipe.data.name, 32)
+        in_chans = 1 if recipe.data.name == "digits-lt" else 3
         with torch.device("meta"):
-            task = build_task(
-                recipe,
-                counts=torch.arange(100, 0, -1, device="cpu"),
-                group_counts=torch.arange(100, 0, -1, device="cpu"),
-                class_names=tuple(f"class {k}" for k in range(100)),
-                in_chans=1 if recipe.data.name == "digits-lt" else 3,
-                image_size=size,
-            )
-        assert next(task.backbone.parameters()).device.type == "meta"
-        assert task.relation is not None
+            task = full_model(recipe, in_chans=in_chans, image_size=size)
+        assert {p.device.type for p in task.parameters()} == {"meta"}
+        assert (getattr(task, "relation", None) is None) == (recipe.relation.name == "none")
 
     def test_two_steps_run_through_the_command_line(self, name, tmp_path):
         recipe = RECIPES[name]
-        options = fakes.write(recipe.data.name, tmp_path / "data")
-        options.setdefault("imbalance_factor", None)
+        writer = few_shot_fakes if recipe.data.name in FEW_SHOT else fakes
+        options = writer.write(recipe.data.name, tmp_path / "data")
+        if recipe.data.imbalance_factor is not None:
+            options.setdefault("imbalance_factor", None)
         overrides = {f"data.{k}": v for k, v in options.items()} | recipe.smoke
         status = main(["train", name, "--out", str(tmp_path / "run"), *to_arguments(overrides)])
         assert status == 0
         line = json.loads((tmp_path / "run" / "results.jsonl").read_text())
-        assert (line["recipe"], line["variant"], line["seed"], line["primary"]) == (name, "related", 0, recipe.primary)
+        assert (line["recipe"], line["seed"], line["primary"]) == (name, 0, recipe.primary)
+        assert line["variant"] == recipe.variant
         assert all(0 <= value <= 1 for value in line["metrics"].values())
         assert recipe.primary in line["metrics"]
 
     def test_variants_differ_in_their_relation_alone(self, name):
         recipe = RECIPES[name]
+        if recipe.relation.name == "none":
+            assert recipe.as_variant("plain") == recipe
+            return
         for variant in ("plain", "related", "control"):
             other = recipe.as_variant(variant)
             assert other.variant == variant

@@ -110,6 +110,7 @@ def test_a_run_told_to_stop_by_sigterm_says_so_and_continues_exactly(tmp_path):
 
 TWO_RANKS = """
 import os, signal, sys
+import torch
 from setwise import run
 from setwise.cli import main
 from setwise.data import TRANSFORMS
@@ -119,26 +120,35 @@ def on_train_epoch_start(self, original=run.Classification.on_train_epoch_start)
     original(self)
     if (os.environ["RANK"], os.environ["TORCHELASTIC_RESTART_COUNT"], self.current_epoch) == ("1", "0", 3):
         os.kill(os.getpid(), signal.SIGKILL)
+    if telling and (os.environ["RANK"], self.current_epoch) == ("1", 2):
+        os.kill(os.getpid(), signal.SIGTERM)
 
 def with_nan(self, draw, original=BatchedSplit.__getitem__):
     fetched = original(self, draw)
-    if self.transform is not TRANSFORMS["none"] and (draw.epoch, draw.step) == (1, 3):  # step 1 of rank 1
+    training = self.transform is not TRANSFORMS["none"]
+    if training and not telling and (draw.epoch, draw.step) == (1, 3):  # step 1 of rank 1
         fetched.batch.image[0] = float("nan")
         open(out + "-images", "w").write(str(draw.indices.tolist()))
     return fetched
 
+telling = False
 run.Classification.on_train_epoch_start = on_train_epoch_start
 BatchedSplit.__getitem__ = with_nan
 out, *argv = sys.argv[1:]
 status = main([*argv, "--trainer.on-nan", "skip", "--out", out])
 again = main([*argv, "--trainer.on-nan", "stop", "--out", out + "-stopped"])
-open(f"{out}-status-{os.environ['RANK']}", "w").write(f"{status} {again}")
+telling = True
+told = main([*argv, "--out", out + "-told"])
+kept = torch.load(out + "-told/checkpoints/last.ckpt", weights_only=True)["epoch"]
+telling = False
+resumed = main([*argv, "--out", out + "-told"])
+open(f"{out}-status-{os.environ['RANK']}", "w").write(f"{status} {again} {told} {kept} {resumed}")
 sys.exit(status)
 """
 
 
 def test_two_ranks_decide_alike_and_torchrun_starts_again_after_one_died(tmp_path):
-    """One start of torchrun for both: it takes most of the time."""
+    """One start of torchrun for all: it takes most of the time."""
     (tmp_path / "two_ranks.py").write_text(TWO_RANKS)
     out = RunFolder(tmp_path / "run")
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -154,8 +164,9 @@ def test_two_ranks_decide_alike_and_torchrun_starts_again_after_one_died(tmp_pat
     notes = json.loads(out.environment.read_text())["notes"]
     assert any("not a finite number: 1; the first: epoch 1, step 1" in note for note in notes)
     assert all(torch.isfinite(value).all() for value in load_file(out.weights).values())
-    # The other run ended on both, with the images of the rank that had it.
-    assert [(tmp_path / f"run-status-{rank}").read_text() for rank in range(2)] == ["0 1", "0 1"]
+    # The other run ended on both, with the images of the rank that had it. The third was told by SIGTERM on one rank:
+    # both ended with the epoch, and went on.
+    assert [(tmp_path / f"run-status-{rank}").read_text() for rank in range(2)] == ["0 1 143 2 0"] * 2
     found = json.loads(RunFolder(tmp_path / "run-stopped").nan_batch.read_text())
     assert (found["epoch"], found["step"]) == (1, 1)
     assert found["index"] == json.loads((tmp_path / "run-images").read_text())

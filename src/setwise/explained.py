@@ -59,6 +59,12 @@ def _sentence(error: str, recipe: Recipe, *, memory: bool) -> str | None:
             "memory in /dev/shm, ran out. Read with fewer (--data.num-workers 1) or with none (--data.num-workers 0) "
             "in a new run; --resume repeats this one as it was, from its last checkpoint."
         )
+    if recipe.task == "few-shot" and (memory or any(text in error.lower() for text in OUT_OF_MEMORY)):
+        return (
+            "Memory does not suffice for an episode. Make episodes smaller (--episodes.n-way 5 --episodes.n-shot 5 "
+            "--episodes.n-query 10), compute in half the memory with --trainer.precision bf16-mixed, train the head "
+            f"alone (--episodes.freeze-trunk), or lower --data.image-size ({data.image_size or 'as the images are'})."
+        )
     if memory or any(text in error.lower() for text in OUT_OF_MEMORY):
         return (
             f"Memory does not suffice for a batch of {data.batch_size}. Set --data.micro-batch "

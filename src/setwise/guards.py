@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from setwise.data import Batch, Loader
+from setwise.data.few_shot import EpisodeBatch
 from setwise.errors import RunError, Stopped
 from setwise.nn.gather import gather_objects
 from setwise.run_folder import write_whole
@@ -48,7 +49,7 @@ class NoNumber(Callback):
     def __init__(self, action: Literal["stop", "skip"], file: Path) -> None:
         self.action, self.file = action, file
         self.skipped: list[list[int]] = []
-        self._kept: list[tuple[int, Tensor, Tensor]] = []
+        self._kept: list[tuple[int, Tensor, Tensor | int]] = []
         self._buffers: list[Tensor] = []
 
     def state_dict(self) -> dict[str, Any]:
@@ -90,7 +91,12 @@ class NoNumber(Callback):
         self.skipped.append([trainer.current_epoch, trainer.fit_loop.batch_idx])
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Batch | EpisodeBatch,
+        batch_idx: int,
     ) -> None:
         """Keep the loss on the device, and now and then look."""
         if self.action == "stop":
@@ -108,7 +114,7 @@ class NoNumber(Callback):
         if self._kept:
             good = torch.isfinite(torch.stack([loss for _, loss, _ in self._kept])).tolist()
             mine = next(
-                ((step, i.tolist()) for (step, _, i), fine in zip(self._kept, good, strict=True) if not fine), None
+                ((step, _numbers(i)) for (step, _, i), fine in zip(self._kept, good, strict=True) if not fine), None
             )
             self._kept.clear()
         found = [bad for bad in gather_objects(mine) if bad is not None]
@@ -124,6 +130,11 @@ class NoNumber(Callback):
             "(--optimizer.warmup-epochs), or clip with --trainer.gradient-clip 1, in a new run. If single batches are "
             "to blame, --resume --trainer.on-nan skip leaves out their steps."
         )
+
+
+def _numbers(index: Tensor | int) -> list[int]:
+    """The images of a batch, or the number of an episode."""
+    return torch.as_tensor(index).flatten().tolist()
 
 
 class Sigterm(Checkpoint):

@@ -11,20 +11,22 @@ from typing import Any
 import torch
 from lightning.pytorch.callbacks import Callback
 from safetensors.torch import save
+from torch import nn
 
-from setwise.build import build_data, build_loader, build_task
+from setwise.build import build_data, build_episode_data, build_episode_loader, build_loader
 from setwise.checkpoints import read_checkpoint
 from setwise.data import Loader
-from setwise.errors import DataError, InvalidInput, RunError, choose
+from setwise.episodes import episode_scores
+from setwise.errors import InvalidInput, RunError
 from setwise.explained import explained
 from setwise.guards import NoNumber, Unreadable
 from setwise.launch import is_first
-from setwise.models.weights import read_state
 from setwise.recipes import Recipe, yaml_file
 from setwise.run_folder import RunFolder, commit, read_lines, unwritable, versions, write_whole
-from setwise.scoring import Model, class_table, scores_of, write_results
+from setwise.scoring import Model, class_table, scores_of
 from setwise.tasks import Classification
 from setwise.trainer import make_trainer, meet_again
+from setwise.work import load_classification, load_few_shot, make_work
 
 __all__ = ["evaluate", "fit", "load_run", "make_trainer", "rehearse"]
 
@@ -73,28 +75,30 @@ def fit(
         say(f"{folder.path} is complete already; nothing to do.")
         return read_lines(folder.results)[-1]
     start = time.perf_counter()
-    model, task, loaders, notes = _build(recipe, say)
-    unreadable = Unreadable(loaders)
+    _quiet()
+    work = make_work(recipe, say)
+    task = work.task
+    unreadable = Unreadable({part: loader for part, loader in work.loaders.items() if isinstance(loader, Loader)})
     trainer = make_trainer(recipe, folder, progress=progress, callbacks=(unreadable, *callbacks), say=say)
     if first:
-        _write_head(folder, recipe, notes)
+        _write_head(folder, recipe, work.notes)
     meet_again(recipe.trainer.accelerator)
     with explained(recipe, folder.path):
         last = folder.last if folder.begun else None
-        trainer.fit(task, loaders["train"], loaders["val"], ckpt_path=last, weights_only=True)
+        trainer.fit(task, work.loaders["train"], work.loaders["val"], ckpt_path=last, weights_only=True)
         folder = RunFolder(trainer.strategy.broadcast(folder.path))  # where the first process made it
         if recipe.trainer.select != "last":
             _load_best(task, folder, say)
         task.to(trainer.strategy.root_device)  # from which Lightning has taken it
-        val, test = scores_of(task, loaders["val"]), scores_of(task, loaders["test"])
+        scores = work.evaluate()
         guards = [c for c in trainer.callbacks if isinstance(c, NoNumber | Unreadable)]  # type: ignore[attr-defined]
         for note in (found := tuple(note for guard in guards for note in guard.notes)):
             say(note)
         line: dict[str, Any] = {}
         if first:
-            _write_environment(folder, notes + found)
+            _write_environment(folder, work.notes + found)
             write_whole(folder.weights, save({n: tensor.contiguous() for n, tensor in task.cpu().state_dict().items()}))
-            line = write_results(recipe, folder, task, model, val=val, test=test, seconds=time.perf_counter() - start)
+            line = work.write(folder, scores, seconds=time.perf_counter() - start)
     return trainer.strategy.broadcast(line)
 
 
@@ -108,29 +112,12 @@ def rehearse(recipe: Recipe, *, say: Say = print) -> None:
     Raises:
         SetwiseError: what :func:`fit` would raise before its first step.
     """
-    _build(recipe, say)
+    _quiet()
+    make_work(recipe, say)
     make_trainer(recipe, RunFolder("unused"), progress=False)
 
 
-def _build(recipe: Recipe, say: Say) -> tuple[Model, Classification, dict[str, Loader], tuple[str, ...]]:
-    _quiet()
-    splits = build_data(recipe)
-    for note in splits.notes:
-        say(note)
-    for part in ("val", "test"):
-        if not len(getattr(splits, part)):
-            raise DataError(
-                f"No image is left for the {part} part of {recipe.data.name}: bring more images or a part of its own, "
-                "or raise --data.val-fraction."
-            )
-    model = Model.of(splits)
-    task = _task(recipe, model, say)
-    choose(recipe.primary, task.metric_names, "metric (primary)")
-    loaders = {part: build_loader(recipe, splits, part) for part in ("train", "val", "test")}
-    return model, task, loaders, splits.notes
-
-
-def _load_best(task: Classification, folder: RunFolder, say: Say) -> None:
+def _load_best(task: nn.Module, folder: RunFolder, say: Say) -> None:
     if folder.best.is_file():
         try:
             task.load_state_dict(read_checkpoint(folder.best)["state_dict"])
@@ -155,20 +142,7 @@ def load_run(path: str | Path, *, recipe: Recipe | None = None) -> tuple[Recipe,
     """
     folder = RunFolder(path)
     recipe = recipe or yaml_file.read(folder.require(folder.recipe, "recipe"))
-    model = _read_model(folder.require(folder.model, "model file"))
-    weights = read_state(folder.require(folder.weights, "weights"))
-    task = _task(recipe.override({"backbone.pretrained": False, "backbone.weights": None}), model, print)
-    task.load_state_dict(weights)
-    return recipe, task.eval(), model
-
-
-def _read_model(path: Path) -> Model:
-    try:
-        return Model(**json.loads(path.read_bytes()))
-    except (ValueError, TypeError, RecursionError) as error:
-        raise RunError(
-            f"{path} does not describe a network ({error}). Delete the run's results and --resume."
-        ) from error
+    return recipe, *load_classification(folder, recipe)
 
 
 def evaluate(
@@ -179,7 +153,14 @@ def evaluate(
     Returns:
         The metrics, and the table of classes: name, training images, group, accuracy, adjusted accuracy.
     """
-    recipe, task, model = load_run(path, recipe=recipe)
+    folder = RunFolder(path)
+    recipe = recipe or yaml_file.read(folder.require(folder.recipe, "recipe"))
+    if recipe.task == "few-shot":
+        few_shot, _ = load_few_shot(folder, recipe)
+        with explained(recipe, folder.path):
+            loader = build_episode_loader(recipe, build_episode_data(recipe), part)
+            return few_shot.metrics(episode_scores(few_shot, loader)), []
+    task, model = load_classification(folder, recipe)
     splits = build_data(recipe)
     if list(splits.class_names) != model.class_names:
         raise InvalidInput(
@@ -226,18 +207,6 @@ def _write_environment(folder: RunFolder, notes: Sequence[str]) -> None:
     """Versions, commit and threads, and what the data had to say."""
     environment = {"versions": versions(), "commit": commit(), "threads": torch.get_num_threads(), "notes": list(notes)}
     write_whole(folder.environment, json.dumps(environment, indent=2) + "\n")
-
-
-def _task(recipe: Recipe, model: Model, say: Say) -> Classification:
-    return build_task(
-        recipe,
-        counts=torch.tensor(model.counts),
-        group_counts=torch.tensor(model.group_counts),
-        class_names=tuple(model.class_names),
-        in_chans=len(model.mean),
-        image_size=model.image_size,
-        say=say,
-    )
 
 
 def _quiet() -> None:

@@ -1,4 +1,4 @@
-"""The classification task: what every entry of TASKS must keep, and what the paper's step is."""
+"""The classification task: what the paper's step is, and what happens at test."""
 
 import copy
 import warnings
@@ -13,7 +13,7 @@ from setwise.errors import InvalidInput
 from setwise.losses import CrossEntropy
 from setwise.nn import streams
 from setwise.recipes import RECIPES
-from setwise.tasks import TASKS, Classification
+from setwise.tasks import Classification
 
 NUM_CLASSES, SIZE = 10, 8
 COUNTS = torch.tensor([100, 65, 42, 27, 18, 11, 7, 5, 3, 2])
@@ -39,6 +39,10 @@ def make_batch(size=12, seed=0):
     return Batch(image, torch.arange(size) % NUM_CLASSES, torch.arange(size))
 
 
+def predict(task, batch, number=None):
+    return task(batch.image[:number])
+
+
 def step(task, batch):
     """One training step outside a trainer."""
     return Classification.training_step(task, batch, 0)
@@ -59,30 +63,11 @@ def test_micro_batches_change_nothing_but_what_batch_norm_sees():
         torch.testing.assert_close(parameter.grad, expected.grad, rtol=1e-5, atol=1e-6, msg=name)
 
 
-@pytest.mark.parametrize("name", TASKS)
-class TestContract:
-    def test_loss_is_finite_and_every_parameter_gets_a_gradient(self, name):
-        task = make(task=name).train()
-        loss = step(task, make_batch())
-        loss.backward()
-        assert torch.isfinite(loss)
-        assert [n for n, p in task.named_parameters() if p.grad is None or not p.grad.any()] == []
-
-    def test_predictions_do_not_change_when_the_relation_is_removed(self, name):
-        task, batch = make(task=name).eval(), make_batch()
-        assert torch.equal(task(batch.image), task.plain().eval()(batch.image))
-        task.relation = None
-        assert torch.equal(task(batch.image), task.plain()(batch.image))
-
-    def test_predictions_do_not_depend_on_batch_mates(self, name):
-        task, batch = make(task=name).eval(), make_batch()
-        assert torch.equal(task(batch.image)[:3], task(batch.image[:3]))
-
-    def test_state_saves_and_loads(self, name):
-        task, other = make(task=name), make(task=name, seed=1)
-        assert not torch.equal(task.head.weight, other.head.weight)
-        other.load_state_dict(task.state_dict())
-        assert torch.equal(task.eval()(make_batch().image), other.eval()(make_batch().image))
+def test_predictions_do_not_change_when_the_relation_is_removed():
+    task, batch = make().eval(), make_batch()
+    assert torch.equal(task(batch.image), task.plain().eval()(batch.image))
+    task.relation = None
+    assert torch.equal(task(batch.image), task.plain()(batch.image))
 
 
 def test_the_step_is_the_papers_formula():

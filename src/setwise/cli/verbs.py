@@ -12,12 +12,12 @@ import tyro
 import yaml
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from setwise.cli.audit import audit_
 from setwise.cli.bar import Bar
+from setwise.cli.data import data_
 from setwise.cli.options import NAMELESS, find_recipe, parse, parse_with_recipe, take_name
-from setwise.errors import InvalidInput, RunError, choose
+from setwise.errors import InvalidInput, RunError
 from setwise.launch import is_first
 from setwise.recipes import RECIPES, Recipe
 from setwise.recipes.schema import Variant
@@ -64,8 +64,10 @@ def _rows(options: _List) -> list[tuple[str, ...]]:
         return [(name, "") for name in list_backbones(options.pattern)]
     if options.what == "datasets":
         from setwise.data import DATASETS
+        from setwise.data.few_shot import FEW_SHOT
 
-        return [(d.name, d.summary) for d in DATASETS.values()]
+        rows = [(d.name, d.summary) for d in DATASETS.values()]
+        return [*rows, *((d.name, d.summary) for d in FEW_SHOT.values())]
     if options.what == "transforms":
         from setwise.data import TRANSFORMS
 
@@ -81,43 +83,6 @@ def _rows(options: _List) -> list[tuple[str, ...]]:
 
 def _first_line(documented: object) -> str:
     return (documented.__doc__ or "").splitlines()[0].replace("``", "")
-
-
-@dataclass
-class _Data:
-    """Say where a data set comes from and what it must look like, load it as a recipe would, and count its classes."""
-
-
-def data_(args: Sequence[str]) -> None:
-    """``setwise data NAME``, the name of a data set or a recipe."""
-    from setwise.build import build_data
-    from setwise.data import DATASETS
-
-    name, rest = take_name("data", args, "the name of a data set or a recipe")
-    if name in DATASETS:
-        recipe = next(recipe for recipe in RECIPES.values() if recipe.data.name == name)
-    elif "/" in name or "." in name or name == NAMELESS:
-        recipe = find_recipe(name)
-    else:
-        recipe = RECIPES[choose(name, sorted({*RECIPES, *DATASETS}), "recipe or data set")]
-    _, recipe = parse_with_recipe("data", name, _Data, recipe, rest)
-    about = DATASETS[recipe.data.name]
-    console = Console(markup=False, highlight=False)  # class names are folder names, with brackets and all
-    console.print(f"{about.name}: {about.summary}\nsource: {about.source}\nlicence: {about.licence}")
-    console.print(about.how_to_get, "")
-    splits = build_data(recipe)
-    sizes = ", ".join(f"{part} {len(getattr(splits, part))}" for part in ("train", "val", "test"))
-    console.print(f"{splits.num_classes} classes; images: {sizes}", style="bold")
-    for note in splits.notes:
-        console.print(note)
-    counts = sorted(zip(splits.train_counts.tolist(), splits.class_names, strict=True), reverse=True)
-    table = Table("training images", "class", box=None, pad_edge=False)
-    shown = counts if len(counts) <= 20 else [*counts[:10], *counts[-10:]]
-    for number, (count, label) in enumerate(shown):
-        if number == 10 and len(counts) > 20:
-            table.add_row("...", f"{len(counts) - 20} more")
-        table.add_row(str(count), Text(label))
-    console.print(table)
 
 
 @dataclass

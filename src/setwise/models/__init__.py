@@ -6,6 +6,7 @@ Importing this module registers with timm what it does not have: ``cifar_resnet3
 from setwise.models.backbone import OURS, create_backbone, feature_dim, list_backbones
 from setwise.models.cifar_resnet import CifarResNet
 from setwise.models.digits_cnn import DigitsCNN
+from setwise.models.feature_map import FeatureMap, map_channels
 from setwise.models.heads import CosineClassifier, create_head
 from setwise.models.patchconvnet import PatchConvNet
 from setwise.models.weights import LoadReport, load_weights, read_state
@@ -15,6 +16,7 @@ __all__ = [
     "CifarResNet",
     "CosineClassifier",
     "DigitsCNN",
+    "FeatureMap",
     "LoadReport",
     "PatchConvNet",
     "create_backbone",
@@ -22,5 +24,6 @@ __all__ = [
     "feature_dim",
     "list_backbones",
     "load_weights",
+    "map_channels",
     "read_state",
 ]

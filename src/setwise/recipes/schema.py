@@ -14,6 +14,7 @@ __all__ = [
     "Backbone",
     "Criterion",
     "Data",
+    "Episodes",
     "Groups",
     "Head",
     "Optimizer",
@@ -122,12 +123,49 @@ class Relation:
 
 @dataclass(frozen=True, kw_only=True)
 class Head:
-    """Feature -> class scores, one head for both streams."""
+    """Features -> class scores, one head for both streams."""
 
-    name: Literal["linear", "cosine"] = "linear"
-    """A linear layer, or the cosine between feature and class weight times a scale."""
+    name: Literal["linear", "cosine", "cross-transformer", "prototypical"] = "linear"
+    """A linear layer, or the cosine between feature and class weight times a scale; in few-shot tasks attention from
+    the query's locations to the support's, or the distance to a class's mean."""
     scale: float = 30.0
     """Scale of the cosine head. LDAM and RIDE: 30."""
+    dim_key: int = 128
+    """cross-transformer: width of keys and queries. Paper: 128."""
+    dim_value: int = 128
+    """cross-transformer: width of values. Paper: 128."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Episodes:
+    """few-shot: what an episode is made of, and how many there are."""
+
+    n_way: int | None = None
+    """Classes of an episode; None: drawn for each as Meta-Dataset draws them, 5 to 50."""
+    n_shot: int | None = None
+    """Support images of a class; None: drawn for each class, unequal ones."""
+    n_query: int | None = None
+    """Query images of a class; None: up to 10, as many as the smallest class allows."""
+    hierarchy: bool = True
+    """Draw classes that belong together (an alphabet, a branch of the class graph) where the data says so."""
+    ignore_hierarchy: float = 0.0
+    """Part of the training episodes whose classes are drawn from all. CrossTransformers on ImageNet: 0.5."""
+    simclr_fraction: float = 0.0
+    """Part of the training episodes that are SimCLR episodes: each support image its own class, and augmented copies
+    the queries. CrossTransformers: 0.5."""
+    train: int = 500
+    """Training episodes of an epoch; each is one step."""
+    val: int = 100
+    """Validation episodes, the same ones in every epoch. Paper: 600."""
+    test: int = 600
+    """Test episodes, the same ones for every recipe of a seed. Paper: 600."""
+    moments: Literal["support", "all"] = "support"
+    """Whose mean and variance batch norms take in training: the support set's (queries are normalised by them and do
+    not see each other, as the authors do), or all images'."""
+    test_moments: Literal["running", "support"] = "running"
+    """The same at test: the running averages (CrossTransformers), or the episode's support set."""
+    freeze_trunk: bool = False
+    """Train the head alone, on a trunk that stays as it was loaded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,24 +190,26 @@ class Criterion:
 class Optimizer:
     """Gradients -> new weights."""
 
-    name: Literal["sgd", "adamw"] = "sgd"
-    """SGD with momentum, or AdamW."""
+    name: Literal["sgd", "adamw", "adam", "normalized-adam"] = "sgd"
+    """SGD with momentum, AdamW, Adam, or Adam on gradients divided by their norm (CrossTransformers)."""
     lr: float = 0.1
     """Learning rate for the batch size of the recipe; not scaled by anything."""
     momentum: float = 0.9
-    """SGD's momentum, AdamW's first beta."""
+    """SGD's momentum, the first beta of the others."""
     nesterov: bool = False
     """SGD: Nesterov's form of momentum."""
     weight_decay: float = 5e-4
-    """Weight decay of all weights; biases and norms have none under AdamW."""
-    schedule: Literal["cosine", "multistep", "constant"] = "cosine"
+    """Weight decay of all weights; biases and norms have it under SGD alone."""
+    schedule: Literal["cosine", "multistep", "staircase", "constant"] = "cosine"
     """Learning rate over the epochs, after the warm-up; cosine ends at 0."""
     warmup_epochs: int = 0
     """Epochs over which the learning rate rises linearly from near 0."""
     milestones: tuple[int, ...] = ()
     """multistep: epochs at which the learning rate is multiplied by gamma."""
+    every: int = 1
+    """staircase: epochs between two multiplications by gamma."""
     gamma: float = 0.1
-    """multistep: the factor."""
+    """multistep, staircase: the factor."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,6 +298,7 @@ class Recipe:
     backbone: Backbone = field(default_factory=Backbone)
     relation: Relation = Relation()
     head: Head = Head()
+    episodes: Episodes = Episodes()
     criterion: Criterion = Criterion()
     optimizer: Optimizer = Optimizer()
     trainer: Trainer = Trainer()

@@ -26,7 +26,9 @@ def write_run_report(root: Path) -> Path:
     line = read_lines(folder.require(folder.results, "result"))[-1]
     recipe = yaml_file.read(folder.require(folder.recipe, "recipe"))
     primary, classes = line["primary"], read_classes(folder.path)
-    value = f"{percent(line['metrics'].get(primary))} % {names_of(line['metrics'])(primary)}."
+    over_episodes = line["metrics"].get(f"{primary}_interval")
+    half = "" if over_episodes is None else f" ± {percent(over_episodes)}"
+    value = f"{percent(line['metrics'].get(primary))}{half} % {names_of(line['metrics'])(primary)}."
     page = document(
         f"{recipe.name}, {line['variant']}, seed {line['seed']}",
         verdict_part("Run", f"{recipe.name}, {line['variant']}, seed {line['seed']}", "", value),
@@ -50,6 +52,8 @@ def _metrics(metrics: dict[str, float], primary: str) -> Html | None:
     ]
     heads = ["metric", "raw", "adjusted"] if both else ["metric", "percent"]
     said = "Percent of the test part."
+    if any(metric.endswith("_interval") for metric in metrics):
+        said = "Percent, mean over the test episodes. The interval is over episodes of this one trained network."
     if both:
         said += " Adjusted: class bias taken out by logit adjustment, at the strength that the validation part prefers."
     shown = table(heads, rows, marked=[raw.index(primary.removeprefix(ADJUSTED))])

@@ -1,8 +1,9 @@
 """Batch -> loss, batch -> prediction: one LightningModule per kind of task."""
 
 from setwise.tasks.classification import Classification
+from setwise.tasks.few_shot import EpisodeScore, FewShot
 
-__all__ = ["TASKS", "Classification"]
+__all__ = ["TASKS", "Classification", "EpisodeScore", "FewShot"]
 
-TASKS = {"classification": Classification}
+TASKS: dict[str, type[Classification] | type[FewShot]] = {"classification": Classification, "few-shot": FewShot}
 """Task by the name that recipes use; tests hold every entry to one contract."""

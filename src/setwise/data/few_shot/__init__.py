@@ -2,6 +2,7 @@
 
 from setwise.data.few_shot.class_folders import CLASS_FOLDERS, CUB
 from setwise.data.few_shot.class_graph import ClassGraph
+from setwise.data.few_shot.classification import classes_of_training, one_size
 from setwise.data.few_shot.csv_lists import MINIIMAGENET, TINYIMAGENET_FEW_SHOT
 from setwise.data.few_shot.episodes import Episode, EpisodeSampler
 from setwise.data.few_shot.loader import EpisodeBatch, EpisodeLoader, make_episode_loader
@@ -20,7 +21,9 @@ __all__ = [
     "FewShotSplits",
     "Pool",
     "SimCLRTransform",
+    "classes_of_training",
     "make_episode_loader",
+    "one_size",
     "simclr_episode",
 ]
 

@@ -1,34 +1,28 @@
-"""Recipe -> objects: the only place where names become data, networks, losses and optimizers.
+"""A classification recipe -> data, loaders and task.
 
-No class behind this line sees a recipe; everything gets flat arguments. Weights of every part are drawn from their own
-key, so the plain, related and control model of one seed start from the same backbone and head.
+Weights of every part are drawn from their own key, so the plain, related and control model of one seed start from the
+same backbone and head.
 """
 
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
 
-from setwise import seeds
+from setwise.build.parts import Say, drawn_from, load_data, make_backbone, optimizer_factory
 from setwise.data import DATASETS, Loader, Splits, make_loader
+from setwise.data.few_shot import FEW_SHOT, classes_of_training
 from setwise.errors import InvalidInput, choose
 from setwise.losses import CRITERIA, Criterion, class_weights
 from setwise.metrics import by_count, by_rank
-from setwise.models import create_backbone, create_head, feature_dim, load_weights
+from setwise.models import create_head, feature_dim
 from setwise.nn import BatchFormer
 from setwise.nn.attend import fix_query_and_key, make_uniform
-from setwise.optim import lr_factor, make_optimizer
 from setwise.recipes import Recipe, schema
-from setwise.tasks import TASKS, Classification
-from setwise.tasks.classification import OptimizerFactory
+from setwise.tasks import Classification
 
 __all__ = ["build_data", "build_loader", "build_task"]
 
-Say = Callable[[str], None]
 PARTS = ("train", "val", "test")
 SERVED_BY_THE_LOADER = ("name", "augment", "mixup", "cutmix", "batch_size", "micro_batch", "num_workers", "on_error")
 
@@ -36,23 +30,19 @@ SERVED_BY_THE_LOADER = ("name", "augment", "mixup", "cutmix", "batch_size", "mic
 def build_data(recipe: Recipe) -> Splits:
     """Load the recipe's data set, split by its seed.
 
+    Of a few-shot set these are the training classes, with validation and test images of their own: what a trunk is
+    trained on before episodes.
+
     Raises:
         InvalidInput: if a field is set that this data set does not have.
         SetwiseError: whatever is wrong with the files.
     """
-    dataset = choose(recipe.data.name, DATASETS, "data set")
-    takes = inspect.signature(dataset.load).parameters
-    default, options = schema.Data(), {}
-    for field, value in vars(recipe.data).items():
-        if field in takes:
-            if value is not None:
-                options[field] = value
-        elif field not in SERVED_BY_THE_LOADER and value != getattr(default, field):
-            choices = ", ".join(sorted(set(vars(default)) & set(takes)))
-            raise InvalidInput(
-                f"Data set {dataset.name!r} has no option `data.{field}` ({value!r}); it takes {choices}."
-            )
-    return dataset.load(seed=recipe.seed, **options)
+    name = recipe.data.name
+    choose(name, [*DATASETS, *FEW_SHOT], "data set")
+    if name in FEW_SHOT:
+        pools = load_data(recipe, name, FEW_SHOT[name].load, unused=SERVED_BY_THE_LOADER)
+        return classes_of_training(pools, seed=recipe.seed)
+    return load_data(recipe, name, DATASETS[name].load, unused=SERVED_BY_THE_LOADER)
 
 
 def build_loader(recipe: Recipe, splits: Splits, part: str) -> Loader:
@@ -105,18 +95,18 @@ def build_task(
         image_size: side of the images in pixels, for backbones whose size is fixed when they are built.
         say: told which of one's own weights did not load.
     """
-    task = choose(recipe.task, TASKS, "task")
     _check(recipe)
-    backbone, dim = _backbone(recipe, in_chans=in_chans, image_size=image_size, say=say)
-    with _drawn_from(recipe.seed, "head"):
+    backbone = make_backbone(recipe, in_chans=in_chans, image_size=image_size, say=say)
+    dim = feature_dim(backbone, in_chans=in_chans, image_size=image_size)
+    with drawn_from(recipe.seed, "head"):
         head = create_head(recipe.head.name, dim, len(class_names), scale=recipe.head.scale)
     groups = by_rank if recipe.groups.by == "rank" else by_count
-    return task(
+    return Classification(
         backbone,
         head,
         _criterion(recipe, counts, class_names),
         _relation(recipe, dim),
-        optimizer=_optimizer(recipe),
+        optimizer=optimizer_factory(recipe),
         counts=counts,
         groups=groups(group_counts, many=recipe.groups.many, few=recipe.groups.few),
         attend=recipe.relation.attend,
@@ -140,6 +130,13 @@ def _check(recipe: Recipe) -> None:
         value = getattr(getattr(recipe, group) if group else recipe, name)
         if value is not None and value < smallest:
             raise InvalidInput(f"`{path}` must be at least {smallest}, but it is {value}.")
+    if recipe.task != "classification":
+        raise InvalidInput(f"{recipe.name} is a {recipe.task} recipe, which has no classifier of fixed classes.")
+    if recipe.episodes != schema.Episodes() or recipe.head.name not in ("linear", "cosine"):
+        raise InvalidInput(
+            f"`episodes` and --head.name {recipe.head.name} are of few-shot recipes; {recipe.name} classifies fixed "
+            "classes (--head.name linear or cosine)."
+        )
     if data.multi_label and recipe.criterion.name != "binary-cross-entropy":  # the others take rows of ones and zeros
         raise InvalidInput(
             f"Images with several labels (data.multi_label) need --criterion.name binary-cross-entropy and --primary "
@@ -164,22 +161,11 @@ def _check(recipe: Recipe) -> None:
         raise InvalidInput(f"`head.scale` ({recipe.head.scale}) is the cosine head's: add --head.name cosine.")
 
 
-def _backbone(recipe: Recipe, *, in_chans: int, image_size: int, say: Say) -> tuple[nn.Module, int]:
-    part = recipe.backbone
-    with _drawn_from(recipe.seed, "backbone"):
-        backbone = create_backbone(
-            part.name, pretrained=part.pretrained, in_chans=in_chans, image_size=image_size, options=dict(part.options)
-        )
-    if part.weights:
-        say(f"{part.weights} -> {part.name}: {load_weights(backbone, part.weights)}")
-    return backbone, feature_dim(backbone, in_chans=in_chans, image_size=image_size)
-
-
 def _relation(recipe: Recipe, dim: int) -> BatchFormer | None:
     part = recipe.relation
     if part.name == "none":
         return None
-    with _drawn_from(recipe.seed, "relation"):
+    with drawn_from(recipe.seed, "relation"):
         relation = BatchFormer(
             dim,
             num_heads=part.num_heads,
@@ -216,32 +202,3 @@ def _criterion(recipe: Recipe, counts: torch.Tensor, class_names: tuple[str, ...
             raise InvalidInput(f"Criterion {part.name!r} has no option `criterion.{name}` ({getattr(part, name)!r}).")
     arguments: dict[str, Any] = {name: value for name, value in available.items() if name in takes}
     return criterion(**arguments)
-
-
-def _optimizer(recipe: Recipe) -> OptimizerFactory:
-    part = recipe.optimizer
-    return make_optimizer(
-        part.name,
-        lr=part.lr,
-        momentum=part.momentum,
-        nesterov=part.nesterov,
-        weight_decay=part.weight_decay,
-        relation_lr_multiplier=recipe.relation.lr_multiplier,
-        relation_weight_decay=recipe.relation.weight_decay,
-        schedule=partial(
-            lr_factor,
-            schedule=part.schedule,
-            epochs=recipe.trainer.epochs,
-            warmup_epochs=part.warmup_epochs,
-            milestones=part.milestones,
-            gamma=part.gamma,
-        ),
-    )
-
-
-@contextmanager
-def _drawn_from(seed: int, part: str) -> Iterator[None]:
-    """Initial weights depend on the seed and the part alone, and nothing else notices that they were drawn."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seeds.key(seed, "init", part))
-        yield

@@ -1,0 +1,16 @@
+"""Recipe -> objects: the only place where names become data, networks, losses and optimizers.
+
+No class behind this line sees a recipe; everything gets flat arguments.
+"""
+
+from setwise.build.classification import build_data, build_loader, build_task
+from setwise.build.few_shot import build_episode_data, build_episode_loader, build_few_shot
+
+__all__ = [
+    "build_data",
+    "build_episode_data",
+    "build_episode_loader",
+    "build_few_shot",
+    "build_loader",
+    "build_task",
+]

@@ -1,0 +1,182 @@
+"""A recipe made into what a run needs, whatever its task: network, loaders, evaluation, results."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from setwise.build import (
+    build_data,
+    build_episode_data,
+    build_episode_loader,
+    build_few_shot,
+    build_loader,
+    build_task,
+)
+from setwise.episodes import EpisodicModel, episode_scores, write_episode_results
+from setwise.errors import DataError, InvalidInput, RunError, choose
+from setwise.models.weights import read_state
+from setwise.recipes import Recipe
+from setwise.run_folder import RunFolder
+from setwise.scoring import Model, scores_of, write_results
+from setwise.tasks import TASKS, Classification, EpisodeScore, FewShot
+
+__all__ = ["Work", "load_classification", "load_few_shot", "make_work"]
+
+Say = Callable[[str], None]
+Task = TypeVar("Task", Classification, FewShot)
+Described = TypeVar("Described", Model, EpisodicModel)
+PARTS = ("train", "val", "test")
+
+
+class Work(Protocol):
+    """What :func:`setwise.run.fit` needs to know of a task."""
+
+    @property
+    def task(self) -> Classification | FewShot:
+        """What is trained."""
+
+    @property
+    def loaders(self) -> Mapping[str, DataLoader[Any]]:
+        """Batches of train, val and test."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the data had to say."""
+
+    def evaluate(self) -> Any:
+        """Score validation and test; on all processes."""
+
+    def write(self, folder: RunFolder, found: Any, *, seconds: float) -> dict[str, Any]:
+        """Write what ``evaluate`` found into the folder, the line of results last; on the first process."""
+
+
+@dataclass(frozen=True)
+class _Classifying:
+    recipe: Recipe
+    task: Classification
+    loaders: Mapping[str, DataLoader[Any]]
+    notes: tuple[str, ...]
+    model: Model
+
+    def evaluate(self) -> dict[str, dict[str, Tensor]]:
+        return {part: scores_of(self.task, self.loaders[part]) for part in ("val", "test")}
+
+    def write(self, folder: RunFolder, found: dict[str, dict[str, Tensor]], *, seconds: float) -> dict[str, Any]:
+        return write_results(
+            self.recipe, folder, self.task, self.model, val=found["val"], test=found["test"], seconds=seconds
+        )
+
+
+@dataclass(frozen=True)
+class _Episodic:
+    recipe: Recipe
+    task: FewShot
+    loaders: Mapping[str, DataLoader[Any]]
+    notes: tuple[str, ...]
+    model: EpisodicModel
+
+    def evaluate(self) -> dict[str, list[EpisodeScore]]:
+        return {part: episode_scores(self.task, self.loaders[part]) for part in ("val", "test")}
+
+    def write(self, folder: RunFolder, found: dict[str, list[EpisodeScore]], *, seconds: float) -> dict[str, Any]:
+        return write_episode_results(self.recipe, folder, self.model, found, seconds=seconds)
+
+
+def make_work(recipe: Recipe, say: Say) -> Work:
+    """Load the data, build the network, and make the loaders.
+
+    Raises:
+        SetwiseError: whatever is wrong with recipe or data.
+    """
+    choose(recipe.task, TASKS, "task")
+    work = _episodic(recipe, say) if recipe.task == "few-shot" else _classifying(recipe, say)
+    choose(recipe.primary, work.task.metric_names, "metric (primary)")
+    return work
+
+
+def _classifying(recipe: Recipe, say: Say) -> _Classifying:
+    splits = build_data(recipe)
+    for note in splits.notes:
+        say(note)
+    for part in ("val", "test"):
+        if not len(getattr(splits, part)):
+            raise DataError(
+                f"No image is left for the {part} part of {recipe.data.name}: bring more images or a part of its own, "
+                "or raise --data.val-fraction."
+            )
+    model = Model.of(splits)
+    loaders = {part: build_loader(recipe, splits, part) for part in PARTS}
+    return _Classifying(recipe, _classification(recipe, model, say), loaders, splits.notes, model)
+
+
+def _episodic(recipe: Recipe, say: Say) -> _Episodic:
+    splits = build_episode_data(recipe)
+    for note in splits.notes:
+        say(note)
+    model = EpisodicModel.of(splits, recipe.data.image_size)
+    loaders = {part: build_episode_loader(recipe, splits, part) for part in PARTS}
+    return _Episodic(recipe, _few_shot(recipe, model, say), loaders, splits.notes, model)
+
+
+def _classification(recipe: Recipe, model: Model, say: Say) -> Classification:
+    return build_task(
+        recipe,
+        counts=torch.tensor(model.counts),
+        group_counts=torch.tensor(model.group_counts),
+        class_names=tuple(model.class_names),
+        in_chans=len(model.mean),
+        image_size=model.image_size,
+        say=say,
+    )
+
+
+def _few_shot(recipe: Recipe, model: EpisodicModel, say: Say) -> FewShot:
+    return build_few_shot(recipe, in_chans=len(model.mean), image_size=model.image_size, say=say)
+
+
+def load_classification(folder: RunFolder, recipe: Recipe) -> tuple[Classification, Model]:
+    """The classifier of a finished run with its selected weights, in evaluation mode, and what else it must be told.
+
+    Raises:
+        MissingFile: if the folder is no run, or not a finished one.
+        RunError: if its model file is damaged.
+        InvalidInput: if the run is of another task.
+    """
+    if recipe.task != "classification":
+        raise InvalidInput(
+            f"{folder.path} is a {recipe.task} run, whose classes come with each episode: `setwise test` evaluates it, "
+            "but there is no classifier to predict with, to export or to audit."
+        )
+    model = _read(Model, folder.require(folder.model, "model file"))
+    return _with_weights(_classification(_bare(recipe), model, print), folder), model
+
+
+def load_few_shot(folder: RunFolder, recipe: Recipe) -> tuple[FewShot, EpisodicModel]:
+    """Trunk and head of a finished few-shot run; raises as :func:`load_classification` does."""
+    model = _read(EpisodicModel, folder.require(folder.model, "model file"))
+    return _with_weights(_few_shot(_bare(recipe), model, print), folder), model
+
+
+def _bare(recipe: Recipe) -> Recipe:
+    """Whose weights come from the run, and not from where the run had its first ones."""
+    return recipe.override({"backbone.pretrained": False, "backbone.weights": None})
+
+
+def _with_weights(task: Task, folder: RunFolder) -> Task:
+    task.load_state_dict(read_state(folder.require(folder.weights, "weights")))
+    return task.eval()
+
+
+def _read(kind: type[Described], path: Path) -> Described:
+    try:
+        return kind(**json.loads(path.read_bytes()))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise RunError(
+            f"{path} does not describe a network ({error}). Delete the run's results and --resume."
+        ) from error

@@ -1,0 +1,44 @@
+"""Contract: what every entry of TASKS must keep."""
+
+import pytest
+import test_classification
+import test_few_shot
+import torch
+
+from setwise.tasks import TASKS
+
+MAKERS = {"classification": test_classification, "few-shot": test_few_shot}
+"""Where each task's ``make(**overrides)``, ``make_batch()`` and ``predict(task, batch)`` are."""
+
+
+def test_every_task_is_held_to_the_contract():
+    assert set(MAKERS) == set(TASKS)
+
+
+@pytest.fixture(autouse=True)
+def without_trainer(monkeypatch):
+    for task in TASKS.values():
+        monkeypatch.setattr(task, "current_epoch", 0)
+
+
+@pytest.mark.parametrize("name", TASKS)
+class TestContract:
+    def test_loss_is_finite_and_every_parameter_gets_a_gradient(self, name):
+        task = MAKERS[name].make().train()
+        loss = task.training_step(MAKERS[name].make_batch(), 0)
+        loss.backward()
+        assert torch.isfinite(loss)
+        assert [n for n, p in task.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+    def test_a_prediction_does_not_depend_on_what_is_predicted_beside_it(self, name):
+        task, batch = MAKERS[name].make().eval(), MAKERS[name].make_batch()
+        some = MAKERS[name].predict(task, batch, 3)
+        torch.testing.assert_close(MAKERS[name].predict(task, batch)[:3], some)
+
+    def test_state_saves_and_loads(self, name):
+        task, other = MAKERS[name].make(), MAKERS[name].make(seed=1)
+        batch = MAKERS[name].make_batch()
+        one, two = (MAKERS[name].predict(t.eval(), batch) for t in (task, other))
+        assert not torch.equal(one, two)
+        other.load_state_dict(task.state_dict())
+        assert torch.equal(one, MAKERS[name].predict(other, batch))

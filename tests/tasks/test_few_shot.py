@@ -1,0 +1,173 @@
+"""The few-shot task: gradients, what queries may see, scores, and the results of a run."""
+
+import json
+
+import few_shot_fakes
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from setwise.build import build_few_shot
+from setwise.cli import main
+from setwise.data.few_shot import EpisodeBatch
+from setwise.errors import InvalidInput
+from setwise.recipes import RECIPES
+from setwise.run import evaluate
+from setwise.run_folder import RunFolder
+from setwise.tasks import EpisodeScore, FewShot
+
+SIDE, SHOTS, WAYS, QUERIES = 16, 2, 3, 2
+TINY = {"backbone.options": {"width": 4, "depth": 1}}
+
+
+def make(name="omniglot-ctx", **overrides):
+    recipe = RECIPES[name].override(TINY | {field.replace("__", "."): value for field, value in overrides.items()})
+    return build_few_shot(recipe, in_chans=3, image_size=SIDE, say=lambda text: None)
+
+
+def make_batch(seed=0, simclr=False):
+    draw = torch.Generator().manual_seed(seed)
+    support_target = torch.arange(WAYS).repeat_interleave(SHOTS)
+    query_target = torch.arange(WAYS).repeat_interleave(QUERIES)
+    support, query = (torch.randn(len(t), 3, SIDE, SIDE, generator=draw) for t in (support_target, query_target))
+    return EpisodeBatch(support, support_target, query, query_target, 7, simclr)
+
+
+def predict(task, batch, number=None):
+    return task(batch.support, batch.support_target, batch.query[:number])
+
+
+@pytest.mark.parametrize("name", ["omniglot-ctx", "omniglot-prototypical"])
+class TestHeads:
+    @pytest.mark.parametrize("moments", ["running", "support"])
+    def test_a_query_is_scored_alike_alone_and_among_others(self, name, moments):
+        task, batch = make(name, episodes__test_moments=moments).eval(), make_batch()
+        together = task(batch.support, batch.support_target, batch.query)
+        alone = torch.cat([task(batch.support, batch.support_target, q[None]) for q in batch.query])
+        torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
+
+    def test_the_order_of_the_support_set_means_nothing(self, name):
+        task, batch = make(name).eval(), make_batch()
+        order = torch.randperm(len(batch.support), generator=torch.Generator().manual_seed(1))
+        mixed = task(batch.support[order], batch.support_target[order], batch.query)
+        torch.testing.assert_close(mixed, task(batch.support, batch.support_target, batch.query), rtol=1e-4, atol=1e-4)
+
+
+def test_in_training_a_query_does_not_change_anothers_loss_unless_all_images_make_the_moments():
+    batch = make_batch()
+    changed = batch._replace(query=torch.cat([batch.query[:1], batch.query[1:] * 3]))
+    for moments, same in (("support", True), ("all", False)):
+        one, two = (
+            make(episodes__moments=moments).train()(b.support, b.support_target, b.query)[0] for b in (batch, changed)
+        )
+        assert torch.allclose(one, two, rtol=1e-4, atol=1e-4) is same
+
+
+def test_the_score_is_the_part_of_queries_that_are_right():
+    task, batch = make().eval(), make_batch()
+    logits = task(batch.support, batch.support_target, batch.query)
+    right = sum(int(row.argmax()) == int(label) for row, label in zip(logits, batch.query_target, strict=True))
+    assert task.score(batch) == EpisodeScore(7, right / len(batch.query), WAYS, WAYS * SHOTS)
+
+
+def test_a_frozen_trunk_stays_as_it_was_loaded():
+    task = make(episodes__freeze_trunk=True).train()
+    before = {name: value.clone() for name, value in task.trunk.state_dict().items()}
+    optimizer = task.configure_optimizers()["optimizer"]
+    task.training_step(make_batch(), 0).backward()
+    optimizer.step()
+    assert not task.trunk.training
+    assert all(torch.equal(value, before[name]) for name, value in task.trunk.state_dict().items())
+    assert all(p.grad is not None for p in task.head.parameters())
+
+
+def test_metrics_are_mean_and_interval_over_episodes():
+    scores = [EpisodeScore(i, value, 5, 5) for i, value in enumerate([0.2, 0.4, 0.9])]
+    expected = 1.96 * float(np.std([0.2, 0.4, 0.9])) / 3**0.5
+    assert FewShot.metrics(scores) == pytest.approx({"accuracy": 0.5, "accuracy_interval": expected})
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"head.name": "linear"}, "needs --head.name cross-transformer or prototypical, but it is linear"),
+        ({"relation.name": "batchformer"}, r"`relation.name` \(batchformer\) must be none"),
+        ({"data.batch_size": 32}, r"`data.batch_size` \(32\) means nothing to episodes"),
+        ({"data.augment": "shift"}, "no augmentation of episodes 'shift'"),
+        ({"episodes.test": 0}, "`episodes.test` must be at least 1, but it is 0"),
+        ({"episodes.simclr_fraction": 1.5}, "`episodes.simclr_fraction` must be from 0 to 1"),
+        ({"head.name": "prototypical", "episodes.freeze_trunk": True}, "there is nothing to train"),
+        ({"episodes.freeze_trunk": True, "episodes.test_moments": "support"}, "A frozen trunk keeps its moments"),
+    ],
+)
+def test_what_would_be_something_else_than_it_looks_like_is_refused(overrides, message):
+    with pytest.raises((InvalidInput, ValueError), match=message):
+        build_few_shot(RECIPES["omniglot-ctx"].override(overrides), in_chans=3, image_size=SIDE)
+
+
+def test_a_backbone_without_a_map_is_a_sentence():
+    class Pooled(nn.Module):
+        def forward_features(self, x):
+            return x.mean((2, 3))
+
+    from setwise.models import FeatureMap
+
+    with pytest.raises(InvalidInput, match=r"compares feature maps .* returned \[2, 3\]"):
+        FeatureMap(Pooled())(torch.zeros(2, 3, 8, 8))
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_resnet", "swin_tiny_patch4_window7_224"])
+def test_maps_of_any_backbone_have_channels_first(name):
+    import timm
+
+    from setwise.models import FeatureMap
+
+    options = {"img_size": 64} if "resnet" not in name else {}
+    options |= {"embed_dim": 12, "depths": (1, 1), "num_heads": (1, 1)} if "swin" in name else {}
+    backbone = timm.create_model(name, num_classes=0, **options).eval()
+    height, width = FeatureMap(backbone)(torch.randn(2, 3, 64, 64)).shape[2:]
+    assert height == width
+    assert 1 < height < 64
+
+
+class TestRun:
+    @pytest.fixture(scope="class")
+    def finished(self, tmp_path_factory):
+        root = tmp_path_factory.mktemp("few-shot")
+        options = few_shot_fakes.write("omniglot", root / "data")
+        smoke = RECIPES["omniglot-ctx"].smoke
+        arguments = [f"--{name}={value}" for name, value in smoke.items() if isinstance(value, int)]
+        arguments += ["--trainer.logger", "csv", "--backbone.options.width", "4", "--backbone.options.depth", "1"]
+        arguments += [f"--data.{name}={value}" for name, value in options.items()]
+        assert main(["train", "omniglot-ctx", "--out", str(root / "run"), *arguments]) == 0
+        return RunFolder(root / "run"), arguments
+
+    def test_results_hold_the_mean_over_test_episodes(self, finished):
+        folder, _ = finished
+        line = json.loads(folder.results.read_text())
+        with np.load(folder.predictions) as saved:
+            accuracies = saved["test_episode_accuracy"]
+        assert len(accuracies) == 3
+        assert line["metrics"]["accuracy"] == pytest.approx(accuracies.mean())
+        assert line["variant"] == "plain"
+        assert (folder.path / "report.html").is_file()
+
+    def test_evaluating_again_gives_the_same_numbers(self, finished):
+        folder, _ = finished
+        line = json.loads(folder.results.read_text())
+        metrics, classes = evaluate(folder.path)
+        assert metrics == pytest.approx(line["metrics"], abs=1e-6)
+        assert classes == []
+
+    @pytest.mark.parametrize("verb", ["predict", "export", "audit"])
+    def test_verbs_of_classifiers_say_what_is_missing(self, finished, verb, capsys):
+        folder, _ = finished
+        arguments = [str(folder.path)] if verb != "predict" else [str(folder.path), str(folder.path)]
+        assert main([verb, *arguments]) == 2
+        assert "few-shot" in capsys.readouterr().err
+
+    def test_a_comparison_with_a_control_is_refused(self, finished, capsys):
+        _, arguments = finished
+        assert main(["compare", "omniglot-ctx", *arguments]) != 0
+        assert "needs a related recipe" in capsys.readouterr().err
