@@ -1,4 +1,4 @@
-"""How good the predictions are, by groups of classes, and whether a difference between two arms is one."""
+"""How good predictions are, by groups of classes; whether two arms differ; whether a map can be trusted."""
 
 from setwise.metrics.classification import (
     classification_metrics,
@@ -8,8 +8,10 @@ from setwise.metrics.classification import (
     per_class_accuracy,
 )
 from setwise.metrics.episodes import mean_interval, mean_rank
+from setwise.metrics.faithfulness import area, blurred, deletion, insertion
 from setwise.metrics.groups import by_count, by_rank
 from setwise.metrics.judgement import Verdict, holm, verdict
+from setwise.metrics.localisation import box_mask, energy_inside, points_inside, to_pixels
 from setwise.metrics.logit_adjustment import TAUS, adjust, choose_tau, predictions_over_taus
 from setwise.metrics.neighbours import Collapse, collapse, nearest
 from setwise.metrics.paired import (
@@ -26,6 +28,9 @@ __all__ = [
     "Interval",
     "Verdict",
     "adjust",
+    "area",
+    "blurred",
+    "box_mask",
     "by_count",
     "by_rank",
     "choose_tau",
@@ -33,7 +38,10 @@ __all__ = [
     "collapse",
     "confusion_matrix",
     "contributions",
+    "deletion",
+    "energy_inside",
     "holm",
+    "insertion",
     "instance_contributions",
     "lower_is_better",
     "mean_interval",
@@ -42,7 +50,9 @@ __all__ = [
     "nearest",
     "paired_interval",
     "per_class_accuracy",
+    "points_inside",
     "predictions_over_taus",
     "seed_interval",
+    "to_pixels",
     "verdict",
 ]
