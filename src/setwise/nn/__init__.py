@@ -8,6 +8,7 @@ from setwise.nn.batchformer import BatchFormer, BatchFormerV2
 from setwise.nn.cross_transformer import CrossTransformer
 from setwise.nn.insertion import attention_pooling, insert, remove
 from setwise.nn.micro_batch import in_micro_batches
+from setwise.nn.pool_maps import PoolMaps, pool_maps
 from setwise.nn.prototypical import Prototypical
 
 __all__ = [
@@ -16,12 +17,14 @@ __all__ = [
     "BatchFormerV2",
     "CrossTransformer",
     "PerClassLinear",
+    "PoolMaps",
     "Prototypical",
     "attention_pooling",
     "audit",
     "functional",
     "in_micro_batches",
     "insert",
+    "pool_maps",
     "record_attention",
     "remove",
     "streams",
