@@ -89,7 +89,7 @@ def points_inside(map_: Float[Tensor, "H W"], inside: Bool[Tensor, "H W"], *, to
     Raises:
         InvalidInput: if the map has non-finite values, or the tolerance is negative.
 
-    Source: Zhang et al., Top-down Neural Attention by Excitation Backprop, ECCV 2016, arXiv:1608.00507 (the pointing game).
+    Source: Zhang et al., Top-down Neural Attention by Excitation Backprop, ECCV 2016, arXiv:1608.00507.
 
     >>> points_inside(torch.tensor([[3.0, 1.0, 2.0]]), torch.tensor([[False, True, False]]))
     0.0

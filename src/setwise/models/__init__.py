@@ -5,10 +5,12 @@ Importing this module registers with timm what it does not have: ``cifar_resnet3
 
 from setwise.models.backbone import OURS, create_backbone, feature_dim, list_backbones
 from setwise.models.cifar_resnet import CifarResNet
+from setwise.models.class_maps import cam, grad_cam
 from setwise.models.digits_cnn import DigitsCNN
 from setwise.models.feature_map import FeatureMap, map_channels
 from setwise.models.heads import CosineClassifier, create_head
 from setwise.models.patchconvnet import PatchConvNet
+from setwise.models.rollout import rollout
 from setwise.models.weights import LoadReport, load_weights, read_state
 
 __all__ = [
@@ -19,11 +21,14 @@ __all__ = [
     "FeatureMap",
     "LoadReport",
     "PatchConvNet",
+    "cam",
     "create_backbone",
     "create_head",
     "feature_dim",
+    "grad_cam",
     "list_backbones",
     "load_weights",
     "map_channels",
     "read_state",
+    "rollout",
 ]

@@ -22,7 +22,12 @@ class PooledNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Class scores ``[B, num_classes]``, or pooled features ``[B, num_features]`` where there are no classes."""
-        return self.fc(self.forward_features(x).mean((2, 3)))
+        return self.forward_head(self.forward_features(x))
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Average the last map and classify the average; with ``pre_logits`` the average alone. timm's interface."""
+        x = x.mean((2, 3))
+        return x if pre_logits else self.fc(x)
 
     def get_classifier(self) -> nn.Module:
         """The linear classifier; the identity where there are no classes. timm's interface."""
