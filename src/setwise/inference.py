@@ -29,7 +29,7 @@ class Prediction:
     probabilities: tuple[float, ...]
 
 
-def find_images(inputs: Sequence[Path]) -> list[Path]:
+def find_images(inputs: Sequence[Path], *, usage: str = "setwise predict RUN IMAGES...") -> list[Path]:
     """Files as they are named, folders as the images below them in order of their names.
 
     Raises:
@@ -37,7 +37,7 @@ def find_images(inputs: Sequence[Path]) -> list[Path]:
         InvalidInput: if there is no image among them.
     """
     if not inputs:
-        raise InvalidInput("Name at least one image or folder: setwise predict RUN IMAGES...")
+        raise InvalidInput(f"Name at least one image or folder: {usage}")
     found: list[Path] = []
     for path in inputs:
         if path.is_dir():

@@ -19,7 +19,7 @@ from torchvision.transforms.v2 import functional as tv
 from setwise.errors import DataError
 from setwise.seeds import generator, key
 
-__all__ = ["TRANSFORMS", "Transform", "crop_and_flip", "fit_to", "normalise", "to_grey"]
+__all__ = ["TRANSFORMS", "Transform", "crop_and_flip", "fit_image", "fit_to", "fit_whole", "normalise", "to_grey"]
 
 Size = tuple[int, int]
 """Height and width."""
@@ -117,8 +117,13 @@ def fit_image(image: UInt8[Tensor, "*b c _ _"], image_size: int | None) -> UInt8
     return tv.center_crop(resized, [image_size, image_size])
 
 
-def to_grey(image: UInt8[Tensor, "3 _ _"], image_size: int) -> UInt8[Tensor, "1 h w"]:
-    """One channel of ``image_size`` pixels a side, for networks that were trained on grey images."""
+def fit_whole(image: UInt8[Tensor, "c _ _"], image_size: int) -> UInt8[Tensor, "c h w"]:
+    """An image whose shorter side has ``image_size`` pixels, nothing cut off; for networks that take any size."""
+    return tv.resize(image, [image_size], antialias=True)
+
+
+def to_grey(image: UInt8[Tensor, "3 _ _"], image_size: int | None) -> UInt8[Tensor, "1 h w"]:
+    """One channel of ``image_size`` pixels a side (None: as it is), for networks that were trained on grey images."""
     return fit_image(tv.rgb_to_grayscale(image), image_size)
 
 

@@ -4,6 +4,7 @@ Importing this module registers with timm what it does not have: ``cifar_resnet3
 """
 
 from setwise.models.backbone import OURS, create_backbone, feature_dim, list_backbones
+from setwise.models.checkpoint import create_trained
 from setwise.models.cifar_resnet import CifarResNet
 from setwise.models.class_maps import cam, grad_cam
 from setwise.models.digits_cnn import DigitsCNN
@@ -24,6 +25,7 @@ __all__ = [
     "cam",
     "create_backbone",
     "create_head",
+    "create_trained",
     "feature_dim",
     "grad_cam",
     "list_backbones",

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from setwise.errors import InvalidInput, MissingFile
 
-__all__ = ["LoadReport", "load_weights", "read_state"]
+__all__ = ["LoadReport", "load_weights", "read_state", "without_prefixes"]
 
 WRAPPERS = ("state_dict", "model", "model_state", "state_dict_ema", "state_dict_best")
 """Keys under which training scripts put the weights."""
@@ -83,7 +83,7 @@ def load_weights(model: nn.Module, path: str | Path) -> LoadReport:
         InvalidInput: if the file cannot be read, or nothing in it fits.
     """
     own, state = model.state_dict(), read_state(path)
-    state = max(_without_prefixes(state), key=lambda candidate: len(own.keys() & candidate.keys()))
+    state = max(without_prefixes(state), key=lambda candidate: len(own.keys() & candidate.keys()))
     fitting = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
     report = LoadReport(
         loaded=tuple(fitting),
@@ -97,7 +97,7 @@ def load_weights(model: nn.Module, path: str | Path) -> LoadReport:
     return report
 
 
-def _without_prefixes(state: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+def without_prefixes(state: dict[str, Tensor]) -> list[dict[str, Tensor]]:
     """The state as it is, and what stands in it behind one, two ... known prefixes."""
     candidates = [state]
     for candidate in candidates:  # grows by what is found

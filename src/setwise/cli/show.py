@@ -1,0 +1,128 @@
+"""``setwise show``: where a network looks in images. Of a run, or of a model by name and its file of weights."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+import yaml
+
+from setwise.cli.options import parse
+from setwise.errors import InvalidInput, MissingFile, RunError
+from setwise.recipes import RECIPES
+from setwise.run_folder import RunFolder, fresh_folder
+
+if TYPE_CHECKING:
+    from setwise.show import Subject
+
+__all__ = ["show_"]
+
+SHOWN = Path("shown")
+
+
+@dataclass
+class _Show:
+    """Show which patches of images a network attended to when it pooled them: PNG files, and one HTML page.
+
+    setwise show RUN IMAGES... takes a run folder whose backbone pools by attention; setwise show --model NAME --weights
+    FILE IMAGES... takes weights from elsewhere.
+    """
+
+    inputs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="[RUN] IMAGES...")]
+    """Run folder first, unless --model is given; then images, and folders of images."""
+    out: Path | None = None
+    """Folder for the pictures, new or empty; by default shown/NAME, shown/NAME-2 ..."""
+    top_k: int = 3
+    """Likeliest classes; each has a map where each class has a query."""
+    whole: bool = False
+    """Show whole images, their shorter side as long as the network's image, instead of the central square."""
+    layer: int = -1
+    """Layer of the pool, where it has several; -1 is the last."""
+    limit: int = 24
+    """Most images on the page; the first ones are taken."""
+    model: str | None = None
+    """Name of one of timm's models or ours, PatchConvNets among them."""
+    weights: Path | None = None
+    """Its weights: .safetensors, or a file of torch that holds nothing but tensors."""
+    options: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE")] = ()
+    """Further arguments of the model, as timm names them."""
+    classes: Path | None = None
+    """Names of its classes, one a line."""
+    image_size: int | None = None
+    """Side of its images in pixels; None: what it was made for."""
+    pool_heads: int = 1
+    """Heads of an attention pool that stands in place of another pool, which weights do not tell."""
+
+
+def show_(args: Sequence[str]) -> None:
+    """``setwise show RUN IMAGES...``."""
+    options = parse("show", _Show, args)
+    for name, value in (("limit", options.limit), ("top-k", options.top_k), ("image-size", options.image_size)):
+        if value is not None and value < 1:
+            raise InvalidInput(f"`{name}` must be at least 1, but it is {value}.")
+    if options.out is not None and options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
+        raise RunError(f"{options.out} is not empty, and nothing is overwritten. Name another folder with --out.")
+    images = options.inputs if options.model is not None else options.inputs[1:]
+    name = _check(options)
+    from setwise.inference import find_images
+    from setwise.show import look_at, write_patches
+
+    paths = find_images(images, usage="setwise show RUN IMAGES...")
+    subject = _subject(options)
+    notes = [f"{len(paths) - options.limit} further images are left out (--limit)."] * (len(paths) > options.limit)
+    looks = look_at(subject, paths[: options.limit], top_k=options.top_k, layer=options.layer, whole=options.whole)
+    out = options.out or fresh_folder(SHOWN, name)
+    page = write_patches(looks, out, title=f"Where {subject.name} looks", notes=notes)
+    for note in notes:
+        print(note)
+    print(f"pictures  {out} ({len(looks)})\npage      {page}")
+
+
+def _check(options: _Show) -> str:
+    """Refuse what does not go together before anything is loaded; the name of what is shown."""
+    if options.model is not None:
+        if options.weights is None:
+            raise InvalidInput("--model needs its weights, for an untrained network looks nowhere: --weights FILE.")
+        return options.model
+    only = ("weights", "options", "classes", "image_size")
+    if given := [f"--{name.replace('_', '-')}" for name in only if getattr(options, name)]:
+        raise InvalidInput(f"{', '.join(given)} belong to --model NAME; a run folder says all that itself.")
+    if not options.inputs:
+        raise InvalidInput("Name a run folder and images: setwise show RUN IMAGES...")
+    run = options.inputs[0]
+    if str(run) in RECIPES:
+        raise InvalidInput(
+            f"{str(run)!r} is a recipe, and only what is trained looks somewhere: setwise train {run} first."
+        )
+    if not run.is_dir():
+        raise MissingFile(f"There is no run folder {run}. (For a model by its name: --model NAME --weights FILE.)")
+    folder = RunFolder(run)
+    folder.require(folder.weights, "weights")
+    return run.resolve().name or "run"
+
+
+def _subject(options: _Show) -> "Subject":
+    from setwise.show import of_checkpoint, of_run
+
+    if options.model is None:
+        return of_run(options.inputs[0])
+    assert options.weights is not None
+    return of_checkpoint(
+        options.model,
+        options.weights,
+        options=dict(map(_option, options.options)),
+        classes=options.classes,
+        image_size=options.image_size,
+        pool_heads=options.pool_heads,
+    )
+
+
+def _option(text: str) -> tuple[str, Any]:
+    name, given, value = text.partition("=")
+    if not given or not name or not value:
+        raise InvalidInput(f"--options takes NAME=VALUE, but it was given {text!r}.")
+    try:
+        return name.replace("-", "_"), yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise InvalidInput(f"--options: the value of {text!r} cannot be read.") from error

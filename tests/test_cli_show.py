@@ -1,0 +1,148 @@
+"""``setwise show``: what it writes for a run and for weights from elsewhere, and what it refuses."""
+
+import re
+import sys
+from pathlib import Path
+
+import fakes
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from setwise.cli import main
+from setwise.models import PatchConvNet
+from setwise.nn import attention_pooling
+
+sys.path.append(str(Path(__file__).parent / "report"))
+from html_pages import Page, is_self_contained
+
+TINY = ["--trainer.max-steps", "1", "--trainer.epochs", "1", "--trainer.logger", "csv", "--data.batch-size", "8"]
+POOLING = ["--backbone.name", "patchconvnet_s60", "--backbone.options.embed-dim", "16", "--backbone.options.depth", "1"]
+SMALL = {"embed_dim": 16, "depth": 1}
+OPTIONS = ["--options", "embed_dim=16", "depth=1", "--image-size", "32"]
+
+
+@pytest.fixture(scope="module")
+def there(tmp_path_factory):
+    """Two runs, weights of three networks, and a folder of three images, one of them wide."""
+    folder = tmp_path_factory.mktemp("show")
+    root = str(fakes.write("image-folder", folder / "data")["root"])
+    data = ["--data.root", root, "--data.image-size", "32", *TINY]
+    assert main(["train", "image-folder", "--out", str(folder / "run"), *data, *POOLING]) == 0
+    plain = ["--backbone.name", "test_resnet"]
+    assert main(["train", "image-folder", "--out", str(folder / "plain"), *data, *plain]) == 0
+    (folder / "images").mkdir()
+    for number, size in enumerate([(40, 40), (60, 40), (33, 50)]):
+        picture = Image.fromarray(fakes.picture(number, 0, side=64)).resize(size)
+        picture.save(folder / "images" / f"a {number} <b>$x$.png")
+    torch.manual_seed(0)
+    save_file(PatchConvNet(**SMALL, num_classes=4, per_class=True).state_dict(), folder / "multi.safetensors")
+    torch.save({"model": PatchConvNet(**SMALL, num_classes=3).state_dict()}, folder / "one.pth")
+    resnet = attention_pooling(timm.create_model("test_resnet", num_classes=4), example=torch.zeros(2, 3, 64, 64))
+    save_file(timm.create_model("test_resnet", num_classes=4).state_dict(), folder / "plain.safetensors")
+    torch.save({f"module.{name}": value for name, value in resnet.state_dict().items()}, folder / "resnet.pth")
+    (folder / "names.txt").write_text("bee\ncat <i>\n$dog$_{\nowl\n")
+    return folder
+
+
+def page_of(folder):
+    page = Page((folder / "patches.html").read_text())
+    assert is_self_contained(page)
+    return page
+
+
+def test_a_run_that_pools_by_attention_is_shown_and_never_overwritten(there, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["show", str(there / "run"), str(there / "images"), "--out", str(out)]) == 0
+    assert f"pictures  {out} (3)" in capsys.readouterr().out
+    pictures = sorted(path.name for path in out.glob("*.png"))
+    assert pictures == [f"{number + 1}-a {number} <b>$x$.png" for number in range(3)]
+    assert all(Image.open(path).size[0] > 400 for path in out.glob("*.png"))
+    page = page_of(out)
+    assert sum(tag == "img" for tag, _ in page.addresses) == 3
+    assert "One query pools the patches for all classes" in page.text
+    assert page.headings == [str(there / "images" / name[2:]) for name in pictures]
+    assert page.rows[1][0] in ("bee", "cat", "dog", "owl")
+    before = (out / "patches.html").read_bytes()
+    assert main(["show", str(there / "run"), str(there / "images"), "--out", str(out)]) == 1
+    assert "nothing is overwritten" in capsys.readouterr().err
+    assert (out / "patches.html").read_bytes() == before
+
+
+def test_without_out_the_pictures_get_a_folder_of_their_own_each_time(there, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    image = str(next((there / "images").iterdir()))
+    for _ in range(2):
+        assert main(["show", str(there / "run"), image]) == 0
+    assert sorted(path.name for path in (tmp_path / "shown").iterdir()) == ["run", "run-2"]
+
+
+def test_one_query_a_class_gives_a_panel_and_a_colour_a_class(there, tmp_path, capsys):
+    out, weights = tmp_path / "out", str(there / "multi.safetensors")
+    command = ["show", "--model", "patchconvnet_s60_multi", "--weights", weights, *OPTIONS, "--whole"]
+    command += ["--classes", str(there / "names.txt"), "--limit", "2", "--out", str(out), str(there / "images")]
+    assert main(command) == 0
+    assert "1 further images are left out (--limit)." in capsys.readouterr().out
+    page = page_of(out)
+    assert "Each class has a query of its own" in page.text
+    assert sum(tag == "img" for tag, _ in page.addresses) == 2
+    names, values = zip(*(row for row in page.rows if len(row) == 2 and row[0] != "class"), strict=True)
+    assert set(names) <= {"bee", "cat <i>", "$dog$_{", "owl"}
+    assert len(names) == 6
+    assert all(re.fullmatch(r"\d+\.\d", value) for value in values)
+
+
+def test_other_weights_find_their_model_their_classes_and_the_pool_that_was_put_in(there, tmp_path):
+    image = str(next((there / "images").iterdir()))
+    for number, command in enumerate(
+        (
+            ["--model", "patchconvnet_s60", "--weights", str(there / "one.pth"), *OPTIONS],
+            ["--model", "test_resnet", "--weights", str(there / "resnet.pth")],
+        )
+    ):
+        out = tmp_path / str(number)
+        assert main(["show", image, *command, "--out", str(out), "--top-k", "9"]) == 0
+        rows = page_of(out).rows
+        assert len(rows) == 1 + (3, 4)[number]
+        assert sum(float(row[1]) for row in rows[1:]) == pytest.approx(100, abs=0.3)
+
+
+ONE = "--model patchconvnet_s60 --weights {there}/one.pth"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("", "Name a run folder and images"),
+        ("{there}/run", "Name at least one image or folder: setwise show"),
+        ("{there}/plain {there}/images", "test_resnet, does not pool by attention"),
+        ("nowhere {there}/images", "There is no run folder nowhere"),
+        ("image-folder {there}/images", "is a recipe, and only what is trained"),
+        ("{there}/images {there}/images", "is no run folder"),
+        ("{there}/run {there}/nothing.png", "There is no image or folder"),
+        ("{there}/run {there}/names.txt", "names.txt cannot be read as an image"),
+        ("{there}/run {there}/images --top-k 0", "`top-k` must be at least 1"),
+        ("{there}/run {there}/images --layer 3", "`layer` must be one of the 1 layers"),
+        ("{there}/run {there}/images --classes x", "--classes belong to --model"),
+        ("{there}/images --model patchconvnet_s60", "--model needs its weights"),
+        ("{there}/images --model patchconvnet_s6O --weights {there}/one.pth", "Nearest: patchconvnet_s60"),
+        ("{there}/images --model patchconvnet_s60 --weights {there}/no.pth", "There is no weights file"),
+        ("{there}/images --model patchconvnet_s60 --weights {there}/names.txt", "cannot be read as weights"),
+        ("{there}/images --model test_resnet --weights {there}/one.pth", "is not of test_resnet"),
+        ("{there}/images --model test_resnet --weights {there}/plain.safetensors", "does not pool by attention"),
+        (f"{{there}}/images {ONE} --options x", "NAME=VALUE"),
+        (f"{{there}}/images {ONE} --options depth=1", "is not of patchconvnet_s60"),
+        (f"{{there}}/images {ONE} {' '.join(OPTIONS)} --classes {{there}}/names.txt", "4 classes, but patchconvnet"),
+        (f"{{there}}/images {ONE} {' '.join(OPTIONS)} --classes {{there}}/none.txt", "There is no file of class names"),
+    ],
+)
+def test_what_cannot_be_shown_is_one_sentence_and_leaves_nothing(
+    there, tmp_path, monkeypatch, capsys, arguments, message
+):
+    monkeypatch.chdir(tmp_path)
+    assert main(["show", *arguments.format(there=there).split()]) == 2
+    captured = capsys.readouterr()
+    assert message in " ".join((captured.err + captured.out).replace("│", " ").split())
+    assert not list(tmp_path.iterdir())
