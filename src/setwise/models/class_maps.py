@@ -45,14 +45,14 @@ def cam(
     with in_evaluation(model), torch.no_grad():
         features = _channels_first(model, model.forward_features(images), classifier.in_features)  # type: ignore[operator]
         logits = model(images)
-    maps = torch.einsum("kc,bchw->bkhw", classifier.weight, features)  # of all classes, for the test
-    means = maps.mean((2, 3)) + (0 if classifier.bias is None else classifier.bias)
+        maps = torch.einsum("kc,bchw->bkhw", classifier.weight, features)  # of all classes, for the test
+        means = maps.mean((2, 3)) + (0 if classifier.bias is None else classifier.bias)
     if means.shape != logits.shape or float((means - logits).abs().max()) > SAME * float(logits.abs().max()):
         raise InvalidInput(
             f"CAM needs a classifier directly on the average of the last map, but {type(model).__name__} has something "
             "between or does not average: use grad_cam."
         )
-    return maps[torch.arange(len(maps), device=maps.device), _chosen(logits, classes)].detach()
+    return maps[torch.arange(len(maps), device=maps.device), _chosen(logits, classes)]
 
 
 def grad_cam(

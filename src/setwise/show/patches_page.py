@@ -18,7 +18,7 @@ from setwise.show.patches import COLOURS, Look, multiplied, overlaid, tinted
 __all__ = ["PAGE", "figure_of", "write_patches"]
 
 PAGE = "patches.html"
-ACROSS = 4
+ACROSS = 5
 """Panels in a row."""
 SIDE = 2.6
 """Inches of a panel's width: 260 pixels at the 100 to the inch that a screen shows."""

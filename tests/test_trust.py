@@ -1,0 +1,106 @@
+"""``benchmarks/trust.py``: its scenes have the boxes they say, and a broken-off measurement goes on."""
+
+import json
+import os
+import sys
+import zipfile
+from pathlib import Path
+
+import fakes
+import pytest
+import torch
+from PIL import Image
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def trust():
+    sys.path.insert(0, str(BENCHMARKS))
+    import trust
+    import trust_networks
+    import trust_scenes
+
+    yield {"main": trust, "networks": trust_networks, "scenes": trust_scenes}
+    sys.path.remove(str(BENCHMARKS))
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """Five classes with more photographs than are held out, in the few-shot split's layout."""
+    folder = tmp_path_factory.mktemp("tiny")
+    lines = ["filename,label"]
+    with zipfile.ZipFile(folder / "images.zip", "w") as archive:
+        for label in range(5):
+            for number in range(24):
+                name = f"train/n{label}/{number}.png"
+                Image.fromarray(fakes.picture(label, number, side=64)).save(folder / "one.png")
+                archive.write(folder / "one.png", name)
+                lines.append(f"{name},n{label}")
+    (folder / "train.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def coco(tmp_path_factory):
+    """One picture of each part, wider than high, with a box in its central square and one outside of it."""
+    root = tmp_path_factory.mktemp("coco")
+    (root / "annotations").mkdir()
+    for number, part in enumerate(("val2017", "train2017")):
+        (root / part).mkdir()
+        Image.fromarray(fakes.picture(number, 0, side=80)).crop((0, 0, 80, 40)).save(root / part / "1.png")
+        boxes = [{"image_id": 1, "iscrowd": 0, "bbox": [30, 0, 10, 20]}]
+        boxes += [{"image_id": 1, "iscrowd": 0, "bbox": [0, 0, 15, 40]}, {"image_id": 1, "iscrowd": 1, "bbox": [0] * 4}]
+        listed = {"images": [{"id": 1, "file_name": "1.png"}], "annotations": boxes}
+        (root / "annotations" / f"instances_{part}.json").write_text(json.dumps(listed))
+    return root
+
+
+def test_held_out_photographs_are_never_trained_on_and_stand_in_the_cells_of_the_grid(trust, tiny):
+    found = trust["scenes"].read_photographs(tiny)
+    assert (len(found.train), len(found.held_out)) == (20, 100)
+    assert not {image.numpy().tobytes() for image in found.train} & {i.numpy().tobytes() for i in found.held_out}
+    for scene in trust["scenes"].grids(found, count=5, side=64):
+        assert scene.image.shape == (3, 128, 128)
+        assert scene.inside.sum() == 64 * 64
+        cell = scene.image[:, scene.inside].view(3, 64, 64)
+        held = found.held_out[found.held_out_target == scene.label]
+        assert any(torch.equal(cell, image) for image in held)
+
+
+def test_boxes_of_coco_follow_the_central_square(trust, coco):
+    scenes = trust["scenes"].coco(coco, count=9, side=80)
+    assert [scene.name for scene in scenes] == ["coco 1", "coco 1"]
+    inside = scenes[0].inside
+    assert inside[:40, 20:40].all()  # (30 - 20, 0) to (40 - 20, 20), twice as large
+    assert inside.sum() == 40 * 20
+
+
+def test_a_try_measures_every_map_and_a_second_call_goes_on(trust, tiny, coco, tmp_path, capsys):
+    command = ["--train", "--tiny", str(tiny), "--coco", str(coco), "--out", str(tmp_path), "--epochs", "1"]
+    command += ["--max-steps", "1", "--pictures", "1", "--steps", "2", "--side", "64", "--threads", "1"]
+    trust["main"].main(command)
+    lines = (tmp_path / "trust.jsonl").read_text().splitlines()
+    maps = {(line["network"], line["method"]) for line in map(json.loads, lines)}
+    for network, methods in {
+        "one query": ("attention", "Grad-CAM"),
+        "query a class": ("attention", "Grad-CAM"),
+        "average": ("CAM", "Grad-CAM"),
+        "transformer": ("rollout",),
+    }.items():
+        assert {method for name, method in maps if name == network} == {*methods, "centre", "uniform"}
+    assert "| query a class | attention |" in capsys.readouterr().out
+    (tmp_path / "trust.jsonl").write_text("\n".join(lines[:-3]) + "\n")
+    before = os.stat(tmp_path / "average.pt").st_mtime_ns
+    trust["main"].main(command)
+    assert (tmp_path / "trust.jsonl").read_text().splitlines() == lines
+    assert os.stat(tmp_path / "average.pt").st_mtime_ns == before
+    with pytest.raises(SystemExit, match="name another --out"):
+        trust["main"].main([*command, "--epochs", "2"])
+
+
+def test_what_is_missing_is_said_before_anything_runs(trust, tmp_path, capsys):
+    for command, message in (([], "nothing to measure"), (["--train"], "needs --tiny"), (["--model", "x"], "needs")):
+        with pytest.raises(SystemExit):
+            trust["main"].parse(["--out", str(tmp_path), *command])
+        assert message in capsys.readouterr().err
