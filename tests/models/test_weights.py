@@ -1,5 +1,6 @@
 """Starting from somebody's weights: every common wrapping, and a sentence for every bad file."""
 
+import argparse
 import pickle
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from setwise.errors import InvalidInput, MissingFile
-from setwise.models import CifarResNet, load_weights, read_state
+from setwise.models import CifarResNet, PatchConvNet, load_weights, read_state
 
 
 def model(num_classes=4, seed=0):
@@ -74,6 +75,21 @@ def test_a_model_that_has_such_names_itself_keeps_them(tmp_path):
     own.add_module("encoder", nn.Linear(3, 3))
     torch.save(own.state_dict(), tmp_path / "weights.pt")
     assert load_weights(own, tmp_path / "weights.pt").loaded == ("encoder.weight", "encoder.bias")
+
+
+def test_official_names_of_a_patchconvnet_become_ours_also_beside_the_arguments_of_its_training(tmp_path):
+    network = PatchConvNet(embed_dim=16, depth=1, num_classes=0)
+    official = {f"patch_embed.proj.{2 * k}.0.weight": torch.full_like(w, k) for k, w in enumerate(stem_of(network))}
+    official["blocks.0.attn.qkv_pos.0.weight"] = torch.ones(16, 16, 1, 1)
+    file = tmp_path / "official.pth"
+    torch.save({"model": official, "args": argparse.Namespace(lr=1.0)}, file)
+    assert len(load_weights(network, file).loaded) == 5
+    assert [float(weight.mean()) for weight in stem_of(network)] == [0, 1, 2, 3]
+    assert bool((network.blocks[0].conv1.weight == 1).all())
+
+
+def stem_of(network):
+    return [weight.detach() for name, weight in network.named_parameters() if name.startswith("stem")]
 
 
 def test_a_misshapen_head_is_reported_and_the_rest_loads(tmp_path):

@@ -1,12 +1,10 @@
 """A network that was trained elsewhere, by its name and its file of weights: whole, or not at all."""
 
-import argparse
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
@@ -46,8 +44,7 @@ def create_trained(
         MissingFile: if there is no such file.
         InvalidInput: if it cannot be read, or is not exactly of this model.
     """
-    with torch.serialization.safe_globals([argparse.Namespace]):  # stands beside official weights; nothing runs
-        state = read_state(weights)
+    state = read_state(weights)
     classes = _number_of_classes(state, name)
     given = {} if classes is None else {"num_classes": classes}
     model = create_backbone(name, image_size=image_size, options={**given, **(options or {})})

@@ -18,7 +18,7 @@ from torch import Tensor
 from setwise.errors import InvalidInput, RunError
 from setwise.models.patchconvnet_network import PatchConvNet
 
-__all__ = ["PatchConvNet", "checkpoint_filter_fn"]
+__all__ = ["PatchConvNet", "checkpoint_filter_fn", "in_our_names"]
 
 HOST = "https://dl.fbaipublicfiles.com/deit/"
 SIZES = {
@@ -70,6 +70,18 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: PatchConvNet) -> 
     >>> model.load_state_dict(checkpoint_filter_fn({"model": model.state_dict()}, model), strict=True)
     <All keys matched successfully>
     """
+    state, own = in_our_names(state_dict), model.state_dict()
+    _fit_classes(state, own)
+    if left := [name for name in state if name.startswith("pool.") and name not in own]:
+        warnings.warn(
+            f"The checkpoint pools by attention and this model does not: {len(left)} weights are left out.",
+            stacklevel=2,
+        )
+    return {name: value for name, value in state.items() if name not in left}
+
+
+def in_our_names(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of an official checkpoint, raw or below "model", by our names and in our shapes; our own stay."""
     for wrapper in WRAPPERS:
         if isinstance(state_dict.get(wrapper), Mapping):
             state_dict = state_dict[wrapper]
@@ -81,14 +93,7 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: PatchConvNet) -> 
     for name, value in state.items():
         if value.dim() == 4 and not re.search(r"stem|dwconv", name):
             state[name] = value.flatten(1)  # a 1x1 convolution is a linear layer here
-    own = model.state_dict()
-    _fit_classes(state, own)
-    if left := [name for name in state if name.startswith("pool.") and name not in own]:
-        warnings.warn(
-            f"The checkpoint pools by attention and this model does not: {len(left)} weights are left out.",
-            stacklevel=2,
-        )
-    return {name: value for name, value in state.items() if name not in left}
+    return state
 
 
 def _our_name(name: str) -> str:

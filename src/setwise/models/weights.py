@@ -1,5 +1,6 @@
 """Start from somebody's weights: read them without unpickling objects, and say what did not fit."""
 
+import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from setwise.errors import InvalidInput, MissingFile
+from setwise.models.patchconvnet import PatchConvNet, in_our_names
 
 __all__ = ["LoadReport", "load_weights", "read_state", "without_prefixes"]
 
@@ -50,7 +52,11 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise MissingFile(f"There is no weights file {path}.")
     try:
-        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+        if path.suffix == ".safetensors":
+            state = load_file(path)
+        else:
+            with torch.serialization.safe_globals([argparse.Namespace]):  # beside official weights; it runs nothing
+                state = torch.load(path, "cpu", weights_only=True)
     except Exception as error:  # a damaged file ends in any of a dozen kinds of errors
         if "unsupported global" in str(error).lower():
             raise InvalidInput(
@@ -76,14 +82,18 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
 def load_weights(model: nn.Module, path: str | Path) -> LoadReport:
     """Load what fits from ``path`` into ``model``, in place.
 
-    Prefixes of wrappers (``module.``, ``backbone.`` ...) are taken off where that makes more names fit.
+    Prefixes of wrappers (``module.``, ``backbone.`` ...) are taken off where that makes more names fit, and
+    the names of official PatchConvNets are made ours.
 
     Raises:
         MissingFile: if there is no such file.
         InvalidInput: if the file cannot be read, or nothing in it fits.
     """
     own, state = model.state_dict(), read_state(path)
-    state = max(without_prefixes(state), key=lambda candidate: len(own.keys() & candidate.keys()))
+    candidates = without_prefixes(state)
+    if isinstance(model, PatchConvNet):
+        candidates = [in_our_names(candidate) for candidate in candidates]
+    state = max(candidates, key=lambda candidate: len(own.keys() & candidate.keys()))
     fitting = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
     report = LoadReport(
         loaded=tuple(fitting),
