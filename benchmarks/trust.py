@@ -11,7 +11,7 @@ Four measures on each: energy (share of a map's mass inside the boxes), pointing
 tolerance), and the areas under deletion (lower is better) and insertion (higher is better) for the probability of the
 class that is asked for. Beside every network stand a Gaussian in the centre and a uniform map, whose energy and
 pointing are the share of the area. Areas of different networks cannot be compared: their probabilities differ.
-Insertion begins with a blur stronger than the authors' 11 pixels, which photographs of 64 pixels, enlarged, would survive.
+Insertion begins with a blur stronger than the authors' 11 pixels, which enlarged small photographs would survive.
 
 --train makes four small networks on Tiny-ImageNet's 64 few-shot classes, alike but for their pool: one query, a query a
 class, the average (where CAM holds), and a transformer. One seed each: intervals are those of the choice of pictures
