@@ -200,6 +200,35 @@ def test_multistep_equals_torchs():
         theirs.step()
 
 
+def lamb_by_loops(weight, gradients, *, lr, decay, beta):
+    """Adam's step with decay, scaled for the whole tensor to the norm of its weights; the gradient's norm at most 1."""
+    first, second = [0.0] * len(weight), [0.0] * len(weight)
+    for step, gradient in enumerate(gradients, 1):
+        norm = max(1.0, math.sqrt(sum(g * g for g in gradient)))
+        moves = []
+        for i, g in enumerate(g / norm for g in gradient):
+            first[i] = beta * first[i] + (1 - beta) * g
+            second[i] = 0.999 * second[i] + 0.001 * g * g
+            scaled = first[i] / (1 - beta**step) / (math.sqrt(second[i] / (1 - 0.999**step)) + 1e-6)
+            moves.append(scaled + decay * weight[i])
+        size, move = (math.sqrt(sum(x * x for x in values)) for values in (weight, moves))
+        weight = [w - lr * (size / move) * m for w, m in zip(weight, moves, strict=True)]
+    return weight
+
+
+def test_lamb_moves_every_tensor_in_proportion_to_its_norm():
+    network = nn.Linear(4, 1, bias=False)
+    start = network.weight.detach().flatten().tolist()
+    gradients = torch.randn(3, 4, generator=torch.Generator().manual_seed(0)) * 2
+    factory = make_optimizer("lamb", **optimizer_options(weight_decay=0.05))
+    optimizer, _ = factory(network, None)
+    for gradient in gradients:
+        network.weight.grad = gradient[None].clone()
+        optimizer.step()
+    expected = lamb_by_loops(start, gradients.tolist(), lr=0.1, decay=0.05, beta=0.9)
+    torch.testing.assert_close(network.weight.detach().flatten(), torch.tensor(expected))
+
+
 @pytest.mark.parametrize("schedule", ["cosine", "multistep", "constant"])
 def test_warmup_rises_linearly_to_one_whatever_follows(schedule):
     factors = [lr_factor(e, schedule=schedule, epochs=10, warmup_epochs=5, milestones=(8,)) for e in range(6)]

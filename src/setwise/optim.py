@@ -185,6 +185,10 @@ def _build(
     optimizer: Optimizer
     if name == "sgd":
         optimizer = torch.optim.SGD(parameters, momentum=momentum, nesterov=nesterov)
+    elif name == "lamb":
+        from setwise.models.lamb import lamb  # timm, which the others do without
+
+        optimizer = lamb(parameters, beta=momentum)
     else:
         kinds: dict[str, type[Adam]] = {"adamw": AdamW, "adam": Adam, "normalized-adam": NormalizedAdam}
         optimizer = choose(name, kinds, "optimizer")(parameters, betas=(momentum, 0.999))

@@ -17,9 +17,8 @@ from setwise.cli.audit import audit_
 from setwise.cli.bar import Bar
 from setwise.cli.data import data_
 from setwise.cli.options import NAMELESS, find_recipe, parse, parse_with_recipe, take_name
-from setwise.errors import InvalidInput, RunError
 from setwise.cli.show import show_
-from setwise.errors import InvalidInput, RunError, choose
+from setwise.errors import InvalidInput, RunError
 from setwise.launch import is_first
 from setwise.recipes import RECIPES, Recipe
 from setwise.recipes.schema import Variant

@@ -190,8 +190,9 @@ class Criterion:
 class Optimizer:
     """Gradients -> new weights."""
 
-    name: Literal["sgd", "adamw", "adam", "normalized-adam"] = "sgd"
-    """SGD with momentum, AdamW, Adam, or Adam on gradients divided by their norm (CrossTransformers)."""
+    name: Literal["sgd", "adamw", "lamb", "adam", "normalized-adam"] = "sgd"
+    """SGD with momentum; AdamW; LAMB for batches of thousands (its gradient is clipped to a norm of 1); Adam; or Adam
+    on gradients divided by their norm (CrossTransformers)."""
     lr: float = 0.1
     """Learning rate for the batch size of the recipe; not scaled by anything."""
     momentum: float = 0.9
