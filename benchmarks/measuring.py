@@ -1,15 +1,15 @@
 """How every benchmark here takes time and memory: turns, fresh processes, and the name of the machine."""
 
 import os
-import platform
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from statistics import median, quantiles
 
 import torch
+
+from setwise.machine import RETURN, peak_resident, processor
 
 __all__ = [
     "KEEP",
@@ -27,8 +27,7 @@ __all__ = [
 Step = Callable[[], object]
 
 KEEP = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**40)}
-RETURN = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-"""What glibc's allocator does with freed blocks; by default something between the two."""
+"""Environment in which glibc's allocator keeps freed blocks; by default it does something between this and RETURN."""
 
 
 def wall(step: Step) -> float:
@@ -68,27 +67,7 @@ def middle(values: list[float], digits: int) -> str:
     return f"{median(values):.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
-def peak_resident() -> float:
-    """MiB; /proc where there is one, because getrusage passes a parent's peak on to its child."""
-    status = Path("/proc/self/status")
-    if status.is_file():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) / 1024
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 1024
-
-
 def fresh(script: str, *arguments: str) -> float:
     """The figure that ``script`` prints in a process of its own, whose allocator gives freed blocks back."""
     command = [sys.executable, script, *arguments]
     return float(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=os.environ | RETURN).stdout)
-
-
-def processor() -> str:
-    """Name of the CPU."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or "CPU"

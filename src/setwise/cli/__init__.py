@@ -22,6 +22,7 @@ VERBS = {
     "compare": "what learning from each other brings: plain, related and control over the same seeds",
     "audit": "whether a prediction depends on its batch-mates, and at which module they come in",
     "show": "where a network that pools by attention looks in images, as pictures and a page",
+    "profile": "what models cost: parameters, multiply-adds, peak memory, images a second",
     "report": "write the HTML report of a run or a comparison again",
     "export": "write the plain model as safetensors, torch.export and ONNX",
 }

@@ -1,4 +1,4 @@
-"""One live line for everything that a comparison runs."""
+"""One live line for everything that a command runs."""
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -7,9 +7,14 @@ __all__ = ["Bar"]
 
 
 class Bar:
-    """One live line for all runs together; without a terminal a line every tenth of the way."""
+    """One live line for all runs together; without a terminal a line every tenth of the way.
 
-    def __init__(self) -> None:
+    Args:
+        of: what is counted, as it stands in those lines.
+    """
+
+    def __init__(self, of: str = "all epochs") -> None:
+        self.of = of
         self.console = Console(stderr=True)
         columns = (TextColumn("{task.description:<24}"), BarColumn(), TaskProgressColumn())
         self.progress = Progress(
@@ -31,7 +36,7 @@ class Bar:
         self.progress.update(self.task, description=name, completed=done)
         if not self.console.is_terminal and int(done * 10) > self.tenths:
             self.tenths = int(done * 10)
-            self.console.print(f"{self.tenths * 10} % of all epochs done")
+            self.console.print(f"{self.tenths * 10} % of {self.of} done")
 
     def say(self, sentence: str) -> None:
         """Print a sentence above the bar."""

@@ -17,6 +17,7 @@ from setwise.cli.audit import audit_
 from setwise.cli.bar import Bar
 from setwise.cli.data import data_
 from setwise.cli.options import NAMELESS, find_recipe, parse, parse_with_recipe, take_name
+from setwise.cli.profile import profile_
 from setwise.cli.show import show_
 from setwise.errors import InvalidInput, RunError
 from setwise.launch import is_first
@@ -27,7 +28,19 @@ from setwise.run_folder import RunFolder, fresh_folder, read_classes
 if TYPE_CHECKING:
     from setwise.judge import Plan
 
-__all__ = ["audit_", "compare_", "data_", "export_", "list_", "predict_", "report_", "show_", "test_", "train_"]
+__all__ = [
+    "audit_",
+    "compare_",
+    "data_",
+    "export_",
+    "list_",
+    "predict_",
+    "profile_",
+    "report_",
+    "show_",
+    "test_",
+    "train_",
+]
 
 RUNS = Path("runs")
 Tables = Literal["recipes", "datasets", "backbones", "criteria", "transforms", "tasks"]

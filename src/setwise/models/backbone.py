@@ -29,9 +29,10 @@ def create_backbone(
     pretrained: bool = False,
     in_chans: int = 3,
     image_size: int | None = None,
+    num_classes: int | None = 0,
     options: dict[str, object] | None = None,
 ) -> nn.Module:
-    """Build a timm model without its classifier: images ``[B, in_chans, H, W]`` -> features ``[B, C]``.
+    """Build a timm model, by default without its classifier: images ``[B, in_chans, H, W]`` -> features ``[B, C]``.
 
     Args:
         name: any of timm's models, ours among them.
@@ -39,6 +40,7 @@ def create_backbone(
         in_chans: channels of the images.
         image_size: side in pixels, for models whose size is fixed when they are built (ViT, Swin); the others take
             any.
+        num_classes: of its classifier; 0: none, None: as many as the model was made for.
         options: further arguments of the model, as timm names them.
 
     Raises:
@@ -57,7 +59,8 @@ def create_backbone(
         raise InvalidInput(
             f"timm {timm.__version__} has no weights for {name!r}; start from a file with --backbone.weights."
         )
-    arguments: dict[str, object] = {"pretrained": pretrained, "in_chans": in_chans, "num_classes": 0, **(options or {})}
+    arguments: dict[str, object] = {"pretrained": pretrained, "in_chans": in_chans, "num_classes": num_classes}
+    arguments |= options or {}
     sizes = ({"img_size": image_size}, {}) if image_size and base not in OURS else ({},)
     for size in sizes:  # a model either takes its size when it is built or has none
         try:
