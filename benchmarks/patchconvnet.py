@@ -1,0 +1,183 @@
+"""PatchConvNet against a straightforward twin of equal weights: time of a forward pass and of a training step, memory.
+
+The twin (patchconvnet_twin.py) hands tokens from block to block and turns them into maps in each, channels first, with
+unfused attention and a linear layer for each class. Cells:
+
+  s60         patchconvnet_s60 at 224 pixels
+  s60_multi   patchconvnet_s60_multi, one query for each of 1000 classes
+  head        the latter's pool and classifier alone, on maps of 14 x 14
+
+Variants: ours; ours, whole (`thrifty=False`, so nothing is computed twice in training); twin; and twin, channels last
+(weights and images in that memory format). All must agree in scores before any is timed.
+
+The variants take turns in one process, the order rotating; a ratio is the median of the ratios of the same turn. With
+one thread the clock is that of the process (CPU time), so that other work on the machine counts less. Memory is the
+growth of peak resident memory from before the model is built, weights included, in fresh processes. A training step is
+cross entropy and its backward pass. Aims: forward pass 1.3 times as fast as the twin, training memory at most 0.8 of
+it, the head five times as fast.
+"""
+
+import argparse
+import os
+import platform
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from statistics import median
+
+import timm
+import torch
+import torch.nn.functional as F
+from measuring import fresh, middle, peak_resident, processor, take_turns
+from patchconvnet_twin import TokenNetwork, TokenPool
+from torch import Tensor, nn
+
+from setwise.models.patchconvnet import checkpoint_filter_fn
+from setwise.nn import AttentionPool, PerClassLinear
+
+DIM, DEPTH, CLASSES, SIDE = 384, 60, 1000, 224
+CELLS = ("s60", "s60_multi", "head")
+VARIANTS = ("ours", "ours, whole", "twin", "twin, channels last")
+YARDSTICK = "twin"
+
+
+def make(cell: str, variant: str, depth: int) -> nn.Module:
+    """One variant, with the weights that all variants of the cell have."""
+    torch.manual_seed(0)
+    multi = cell != "s60"
+    pool = cell == "head"
+    twin = TokenPool(DIM, CLASSES, per_class=True) if pool else TokenNetwork(DIM, depth, CLASSES, per_class=multi)
+    if variant.startswith("twin"):
+        return twin.to(memory_format=torch.channels_last) if "last" in variant else twin
+    if pool:
+        own = nn.Sequential(AttentionPool(DIM, num_queries=CLASSES, channels_first=True), PerClassLinear(DIM, CLASSES))
+        own[0].layers[0].thrifty = variant == "ours"
+        own.load_state_dict(_head_state(twin))
+        return own
+    model = timm.create_model(f"patchconvnet_{cell}", depth=depth, num_classes=CLASSES, thrifty=variant == "ours")
+    model.load_state_dict(checkpoint_filter_fn(twin.state_dict(), model), strict=True)
+    return model
+
+
+def _head_state(twin: nn.Module) -> dict[str, Tensor]:
+    model = timm.create_model("patchconvnet_s60_multi", depth=1, num_classes=CLASSES)
+    state = checkpoint_filter_fn(twin.state_dict(), model)
+    numbers = {"pool": "0", "head": "1"}
+    return {f"{numbers[name.partition('.')[0]]}.{name.partition('.')[2]}": value for name, value in state.items()}
+
+
+def make_step(cell: str, variant: str, *, batch: int, training: bool, depth: int = DEPTH) -> Callable[[], Tensor]:
+    """A forward pass, or a whole training step; it returns the scores."""
+    model = make(cell, variant, depth).train(training)
+    generator = torch.Generator().manual_seed(1)
+    shape = (batch, DIM, SIDE // 16, SIDE // 16) if cell == "head" else (batch, 3, SIDE, SIDE)
+    images = torch.randn(shape, generator=generator).contiguous(memory_format=_format(variant, cell))
+    if cell == "head":
+        images.requires_grad_(training)
+    target = torch.arange(batch) % CLASSES
+
+    def scores() -> Tensor:
+        return model(images.flatten(2).transpose(1, 2) if cell == "head" and variant.startswith("twin") else images)
+
+    def step() -> Tensor:
+        if not training:
+            with torch.no_grad():
+                return scores()
+        model.zero_grad()
+        images.grad = None
+        out = scores()
+        F.cross_entropy(out, target).backward()
+        return out.detach()
+
+    return step
+
+
+def _format(variant: str, cell: str) -> torch.memory_format:
+    """Each head gets the map as its own trunk leaves it."""
+    last = variant == "twin, channels last" or cell == "head"
+    return torch.channels_last if last else torch.contiguous_format
+
+
+def check_equal(cell: str, depth: int) -> None:
+    """All variants compute the same, or their times mean nothing."""
+    for training in (False, True):
+        results = [make_step(cell, variant, batch=2, training=training, depth=depth)() for variant in VARIANTS]
+        for other in results[1:]:
+            torch.testing.assert_close(other, results[0], rtol=1e-3, atol=1e-4)
+
+
+def memory_of(cell: str, variant: str, training: bool, batch: int, depth: int) -> float:
+    """MiB; to be called in a fresh process."""
+    torch.nn.Linear(4, 4)(torch.randn(2, 4)).sum().backward()  # what is loaded at the first step
+    before = peak_resident()
+    step = make_step(cell, variant, batch=batch, training=training, depth=depth)
+    for _ in range(2):  # the second with the gradients' memory as the first left it
+        step()
+    return peak_resident() - before
+
+
+def rows_of(cell: str, arguments: argparse.Namespace) -> list[str]:
+    check_equal(cell, arguments.depth)
+    rows = []
+    for training in (False, True):
+        steps = {
+            variant: make_step(cell, variant, batch=arguments.batch_size, training=training, depth=arguments.depth)
+            for variant in VARIANTS
+        }
+        taken = take_turns(steps, arguments.turns)
+        del steps
+        memory = {}
+        for variant in VARIANTS:
+            what = ("--memory-of", cell, variant, str(int(training)), "--threads", str(arguments.threads))
+            sizes = ("--batch-size", str(arguments.batch_size), "--depth", str(arguments.depth))
+            readings = range(arguments.memory_readings)
+            memory[variant] = median(fresh(__file__, *what, *sizes) for _ in readings)
+        for variant, spent in taken.items():
+            ratios = [other / own for own, other in zip(spent, taken[YARDSTICK], strict=True)]
+            cells = [cell, "training" if training else "forward", variant, middle(spent, 0), middle(ratios, 2)]
+            share = memory[variant] / memory[YARDSTICK]
+            rows.append(f"| {' | '.join(cells)} | {memory[variant]:.0f} | {share:.2f} |")
+            print(rows[-1], flush=True)
+    return rows
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cells", nargs="+", choices=CELLS, default=CELLS)
+    parser.add_argument("--batch-size", type=int, default=8, help="images (default 8)")
+    parser.add_argument("--depth", type=int, default=DEPTH, help="blocks of the trunk (default 60)")
+    parser.add_argument("--turns", type=int, default=7, help="measured turns of each cell (default 7)")
+    parser.add_argument("--memory-readings", type=int, default=1, help="fresh processes of each figure (default 1)")
+    parser.add_argument("--threads", type=int, default=1, help="torch's threads (default 1)")
+    parser.add_argument("--out", type=Path, help="write the table to this new file as well")
+    parser.add_argument("--memory-of", nargs=3, metavar=("CELL", "VARIANT", "TRAINING"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args(argv)
+    if arguments.turns < 2:
+        parser.error("--turns must be 2 or more, for one turn has no spread")
+    if arguments.out is not None and arguments.out.exists():
+        parser.error(f"--out {arguments.out} exists and is not overwritten")
+    return arguments
+
+
+def main(argv: list[str] | None = None) -> None:
+    arguments = parse(argv)
+    torch.set_num_threads(arguments.threads)
+    if arguments.memory_of:
+        cell, variant, training = arguments.memory_of
+        print(memory_of(cell, variant, training == "1", arguments.batch_size, arguments.depth))
+        return
+    head = "| network | step | variant | ms | times as fast | MiB | of the twin's |"
+    print(head, flush=True)
+    rows = [row for cell in arguments.cells for row in rows_of(cell, arguments)]
+    about = (
+        f"* {date.today()}, {processor()}, {arguments.threads} threads, no GPU; python {platform.python_version()}, "
+    )
+    about += f"torch {torch.__version__}; batch {arguments.batch_size}, {SIDE} pixels, {arguments.depth} blocks; "
+    about += f"{arguments.turns} turns a cell, medians with quartiles; load {os.getloadavg()}"
+    print(about)
+    if arguments.out is not None:
+        arguments.out.write_text("\n".join([head, "|---|---|---|---|---|---|---|", *rows, "", about]) + "\n")
+
+
+if __name__ == "__main__":
+    main()
