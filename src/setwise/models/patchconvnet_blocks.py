@@ -15,6 +15,7 @@ from timm.layers import DropPath, get_norm_layer
 from torch import Tensor, nn
 
 from setwise.errors import InvalidInput
+from setwise.nn.linear import Linear
 from setwise.nn.recompute import recomputed
 
 __all__ = ["PATCH", "ConvBlock", "Stem"]
@@ -120,11 +121,11 @@ class ConvBlock(nn.Module):
         squeezed = round(dim / SQUEEZE)
         self.gamma = nn.Parameter(torch.full((dim,), init_values, **to))
         self.norm = _norm_of(norm_layer)(dim, **to)
-        self.conv1 = nn.Linear(dim, dim, **to)
+        self.conv1 = Linear(dim, dim, **to)
         self.dwconv = nn.Conv2d(dim, dim, 3, padding=1, groups=dim, **to)
         self.squeeze = nn.Linear(dim, squeezed, **to)
         self.excite = nn.Linear(squeezed, dim, **to)
-        self.conv2 = nn.Linear(dim, dim, **to)
+        self.conv2 = Linear(dim, dim, **to)
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
         self.drops = drop_path > 0
         self.norm_channels_first = _wants_channels_first(self.norm)

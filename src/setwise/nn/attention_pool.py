@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from setwise.errors import InvalidInput
 from setwise.nn.attention import Recordable
+from setwise.nn.linear import Linear
 from setwise.nn.recompute import recomputed
 
 __all__ = ["AttentionPool", "PerClassLinear", "PoolLayer"]
@@ -202,13 +203,13 @@ class PoolLayer(nn.Module):
         self.gamma_1 = nn.Parameter(torch.full((dim,), layer_scale, **to))
         self.gamma_2 = nn.Parameter(torch.full((dim,), layer_scale, **to))
         self.norm1 = nn.LayerNorm(dim, eps=EPS, **to)
-        self.q = nn.Linear(dim, dim, **to)
-        self.k = nn.Linear(dim, dim, **to)
-        self.v = nn.Linear(dim, dim, **to)
-        self.proj = nn.Linear(dim, dim, **to)
+        self.q = Linear(dim, dim, **to)
+        self.k = Linear(dim, dim, **to)
+        self.v = Linear(dim, dim, **to)
+        self.proj = Linear(dim, dim, **to)
         self.norm2 = nn.LayerNorm(dim, eps=EPS, **to)
-        self.fc1 = nn.Linear(dim, hidden, **to)
-        self.fc2 = nn.Linear(hidden, dim, **to)
+        self.fc1 = Linear(dim, hidden, **to)
+        self.fc2 = Linear(hidden, dim, **to)
         self.dropout = nn.Dropout(dropout)
         for linear in (self.q, self.k, self.v, self.proj, self.fc1, self.fc2):
             nn.init.trunc_normal_(linear.weight, std=INIT_STD)
