@@ -17,6 +17,9 @@ __all__ = ["Tree", "ZipMembers", "by_folder", "leaves_folder", "open_tree"]
 MEMBER_BYTES = 2**26
 """An archive's member may be this large (64 MiB) when it is unpacked: no photograph is, and memory is kept."""
 
+UNREADABLE = (KeyError, RuntimeError, NotImplementedError, OSError, EOFError, zipfile.BadZipFile, zlib.error)
+"""What a damaged, encrypted or strangely compressed member makes zipfile raise."""
+
 
 @dataclass(frozen=True, eq=False)
 class Tree:
@@ -120,17 +123,7 @@ class ZipMembers:
         try:
             size = archive.getinfo(self.members[place]).file_size
             if size > MEMBER_BYTES:
-                raise DataError(
-                    f"{self.name(place)} has {size:,} bytes, more than an image may have ({MEMBER_BYTES:,})"
-                )
+                raise DataError(f"{self.name(place)} has {size:,} bytes, and an image at most {MEMBER_BYTES:,}")
             return archive.read(self.members[place])
-        except (
-            KeyError,
-            RuntimeError,
-            NotImplementedError,
-            OSError,
-            EOFError,
-            zipfile.BadZipFile,
-            zlib.error,
-        ) as error:
+        except UNREADABLE as error:
             raise DataError(f"{self.name(place)} cannot be read from the archive ({error})") from error
