@@ -19,7 +19,20 @@ from setwise.data.few_shot import Pool
 from setwise.data.images import StackedImages
 from setwise.seeds import generator
 
-__all__ = ["DATA", "LAYOUTS", "encoded", "pool_of", "write", "zip_folder"]
+__all__ = [
+    "DATA",
+    "LAYOUTS",
+    "bitwise_crc32c",
+    "encoded",
+    "example",
+    "field",
+    "masked",
+    "pool_of",
+    "record",
+    "varint",
+    "write",
+    "zip_folder",
+]
 
 DATA = Path(os.environ.get("SETWISE_DATA", Path(__file__).parents[2] / "shared" / "data"))
 """Where real data sets are, if they are."""
@@ -137,6 +150,90 @@ def cub(root: Path) -> dict[str, object]:
     return {"root": str(root)}
 
 
+def bitwise_crc32c(data: bytes) -> int:
+    """By polynomial division, a bit at a time."""
+    register = 0xFFFFFFFF
+    for byte in data:
+        for bit in range(8):
+            feedback = (register ^ (byte >> bit)) & 1
+            register = (register >> 1) ^ (0x82F63B78 if feedback else 0)
+    return register ^ 0xFFFFFFFF
+
+
+def masked(data: bytes) -> bytes:
+    crc = bitwise_crc32c(data)
+    return (((crc >> 15 | crc << 17) + 0xA282EAD8) % 2**32).to_bytes(4, "little")
+
+
+def varint(number: int) -> bytes:
+    low, rest = number % 128, number // 128
+    return bytes([low + 128]) + varint(rest) if rest else bytes([low])
+
+
+def field(number: int, content: bytes) -> bytes:
+    """A field of a protocol buffer that holds bytes."""
+    return varint(number * 8 + 2) + varint(len(content)) + content
+
+
+def example(image: bytes, label: int, *, packed: bool = True) -> bytes:
+    """A ``tf.train.Example`` with the two features of Meta-Dataset, and one that nobody asked for."""
+    number = field(1, varint(label)) if packed else varint(8) + varint(label)
+    features = {b"image": field(1, field(1, image)), b"label": field(3, number), b"extra": field(2, field(1, b"1234"))}
+    entries = (field(1, field(1, key) + field(2, feature)) for key, feature in features.items())
+    return field(1, b"".join(entries))
+
+
+def record(payload: bytes) -> bytes:
+    length = len(payload).to_bytes(8, "little")
+    return length + masked(length) + payload + masked(payload)
+
+
+def meta_dataset(kind: str) -> Callable[[Path], dict[str, object]]:
+    """``dataset_spec.json`` and ``<class id>.tfrecords``, the ids of train first."""
+
+    def writer(root: Path) -> dict[str, object]:
+        root.mkdir(exist_ok=True)
+        names = [name for part in COUNTS for name in class_names(part)]
+        for label in range(len(names)):
+            pictures = (encoded(label, number, kind="JPEG", side=6) for number in range(PER_CLASS))
+            content = b"".join(record(example(picture, label)) for picture in pictures)
+            (root / f"{label}.tfrecords").write_bytes(content)
+        spec = {
+            "name": "tiny",
+            "__class__": f"{kind}DatasetSpecification",
+            "path": "/somewhere/else",
+            "file_pattern": "{}.tfrecords",
+            "class_names": {str(label): name for label, name in enumerate(names)},
+            "images_per_class": {str(label): PER_CLASS for label in range(len(names))},
+        }
+        splits = dict(zip(COUNTS, ("TRAIN", "VALID", "TEST"), strict=True))
+        if kind == "":
+            spec["classes_per_split"] = {splits[part]: number for part, number in COUNTS.items()}
+        elif kind == "BiLevel":
+            spec["superclasses_per_split"] = dict.fromkeys(splits.values(), 1)
+            spec["classes_per_superclass"] = {str(place): number for place, number in enumerate(COUNTS.values())}
+            spec["superclass_names"] = {"0": "Greek", "1": "Latin", "2": "Oriya"}
+        else:
+            spec["split_subgraphs"] = {splits[part]: subgraph(part) for part in COUNTS}
+            spec["images_per_class"] = {
+                splits[part]: dict.fromkeys(class_names(part), PER_CLASS) | {"top": 99} for part in COUNTS
+            }
+        (root / "dataset_spec.json").write_text(json.dumps(spec))
+        return {"root": str(root)}
+
+    return writer
+
+
+def subgraph(part: str) -> list[dict[str, object]]:
+    """All classes below the top, and all but the first below another node as well."""
+    leaves = class_names(part)
+    nodes = {"top": ["most", leaves[0]], "most": leaves[1:], **{leaf: [] for leaf in leaves}}
+    return [
+        {"wn_id": node, "words": node, "children_ids": below, "parents_ids": [n for n in nodes if node in nodes[n]]}
+        for node, below in nodes.items()
+    ]
+
+
 LAYOUTS: dict[str, dict[str, Callable[[Path], dict[str, object]]]] = {
     "omniglot": {"zip files": omniglot(zipped=True), "folders": omniglot(zipped=False)},
     "tinyimagenet-few-shot": {"zip file": csv_lists(images="zip"), "folder": csv_lists(images="root")},
@@ -149,6 +246,11 @@ LAYOUTS: dict[str, dict[str, Callable[[Path], dict[str, object]]]] = {
         "lists": class_folders(),
         "lists with valid": class_folders(val="valid", images="images"),
         "folders of parts": part_folders,
+    },
+    "meta-dataset": {
+        "flat": meta_dataset(""),
+        "two levels": meta_dataset("BiLevel"),
+        "a graph": meta_dataset("Hierarchical"),
     },
 }
 """Data set -> layout -> what writes it."""

@@ -6,6 +6,7 @@ from setwise.data.few_shot.classification import classes_of_training, one_size
 from setwise.data.few_shot.csv_lists import MINIIMAGENET, TINYIMAGENET_FEW_SHOT
 from setwise.data.few_shot.episodes import Episode, EpisodeSampler
 from setwise.data.few_shot.loader import EpisodeBatch, EpisodeLoader, make_episode_loader
+from setwise.data.few_shot.meta_dataset import META_DATASET, load_sources
 from setwise.data.few_shot.omniglot import OMNIGLOT
 from setwise.data.few_shot.pool import FewShotSet, FewShotSplits, Pool
 from setwise.data.few_shot.simclr import SimCLRTransform, simclr_episode
@@ -22,12 +23,14 @@ __all__ = [
     "Pool",
     "SimCLRTransform",
     "classes_of_training",
+    "load_sources",
     "make_episode_loader",
     "one_size",
     "simclr_episode",
 ]
 
 FEW_SHOT: dict[str, FewShotSet] = {
-    few_shot.name: few_shot for few_shot in (OMNIGLOT, TINYIMAGENET_FEW_SHOT, MINIIMAGENET, CUB, CLASS_FOLDERS)
+    few_shot.name: few_shot
+    for few_shot in (OMNIGLOT, TINYIMAGENET_FEW_SHOT, MINIIMAGENET, CUB, CLASS_FOLDERS, META_DATASET)
 }
 """Few-shot sets by name."""

@@ -19,7 +19,7 @@ from setwise.data.images import MEMORY_BYTES, SAMPLED_SIZES, Cache, Images, List
 from setwise.data.problems import settle, shorten
 from setwise.errors import DataError, InvalidInput, MissingFile
 
-__all__ = ["PARTS", "PartFiles", "class_lists", "load_pools", "read_json"]
+__all__ = ["PARTS", "PartFiles", "class_lists", "in_memory", "load_pools", "read_json"]
 
 PARTS: Mapping[str, tuple[str, ...]] = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 """What a part is called in lists and folders."""
@@ -62,12 +62,9 @@ def load_pools(
         InvalidInput: if the size is below 1.
         DataError: if images cannot be read, a class has no image, or a class is in two parts.
     """
-    if image_size is not None and image_size < 1:
-        raise InvalidInput(f"`image_size` ({image_size}) must be at least 1.")
     names = {part: [name for group in files.classes.values() for name in group] for part, files in parts.items()}
-    images: dict[str, Images] = {part: files.tree.images(names[part]) for part, files in parts.items()}
-    if cache == "memory" or (cache == "auto" and _num_bytes(images, image_size, grey=grey) <= MEMORY_BYTES):
-        images = {part: decoded(lazy, image_size=image_size, grey=grey) for part, lazy in images.items()}
+    lazy = {part: files.tree.images(names[part]) for part, files in parts.items()}
+    images = in_memory(lazy, image_size=image_size, cache=cache, grey=grey)
     pools = {
         part: Pool(
             images=images[part],
@@ -82,6 +79,22 @@ def load_pools(
         for part, files in parts.items()
     }
     return FewShotSplits(**pools, mean=mean, std=std, notes=notes)
+
+
+def in_memory(
+    images: Mapping[str, Images], *, image_size: int | None, cache: Cache, grey: bool = False
+) -> Mapping[str, Images]:
+    """The images of all parts decoded, where ``cache`` says so or they fit; else as they are.
+
+    Raises:
+        InvalidInput: if the size is below 1.
+        DataError: naming the images that cannot be read.
+    """
+    if image_size is not None and image_size < 1:
+        raise InvalidInput(f"`image_size` ({image_size}) must be at least 1.")
+    if cache == "files" or (cache == "auto" and _num_bytes(images, image_size, grey=grey) > MEMORY_BYTES):
+        return images
+    return {part: decoded(lazy, image_size=image_size, grey=grey) for part, lazy in images.items()}
 
 
 def _num_bytes(images: Mapping[str, Images], image_size: int | None, *, grey: bool) -> float:

@@ -3,9 +3,10 @@
 import os
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from threading import Lock
 
 from setwise.data.folders import is_image, visible_files
 from setwise.data.images import ImageFiles, PackedImages
@@ -97,12 +98,13 @@ class ZipMembers:
     def __init__(self, archive: Path, members: Sequence[str]) -> None:
         self.archive, self.members = archive, list(members)
         self._open: tuple[int, zipfile.ZipFile] | None = None
+        self._lock = Lock()  # zipfile counts its readers, and threads must not do so at once
 
     def __len__(self) -> int:
         return len(self.members)
 
-    def __getstate__(self) -> Mapping[str, object]:
-        return self.__dict__ | {"_open": None}
+    def __reduce__(self) -> tuple[type["ZipMembers"], tuple[Path, list[str]]]:
+        return ZipMembers, (self.archive, self.members)
 
     def name(self, place: int) -> str:
         """Archive and member."""
@@ -114,16 +116,22 @@ class ZipMembers:
         Raises:
             DataError: if they are damaged, encrypted or too many.
         """
+        with self._lock:
+            return self._read(self._opened(), self.members[place])
+
+    def _opened(self) -> zipfile.ZipFile:
         if self._open is None or self._open[0] != os.getpid():  # two processes must not share a place in a file
             try:
                 self._open = (os.getpid(), zipfile.ZipFile(self.archive))
             except (zipfile.BadZipFile, OSError) as error:
                 raise DataError(f"{self.archive} cannot be read as a zip archive ({error})") from error
-        archive = self._open[1]
+        return self._open[1]
+
+    def _read(self, archive: zipfile.ZipFile, member: str) -> bytes:
         try:
-            size = archive.getinfo(self.members[place]).file_size
+            size = archive.getinfo(member).file_size
             if size > MEMBER_BYTES:
-                raise DataError(f"{self.name(place)} has {size:,} bytes, and an image at most {MEMBER_BYTES:,}")
-            return archive.read(self.members[place])
+                raise DataError(f"{self.archive}/{member} has {size:,} bytes, and an image at most {MEMBER_BYTES:,}")
+            return archive.read(member)
         except UNREADABLE as error:
-            raise DataError(f"{self.name(place)} cannot be read from the archive ({error})") from error
+            raise DataError(f"{self.archive}/{member} cannot be read from the archive ({error})") from error
