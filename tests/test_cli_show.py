@@ -31,6 +31,8 @@ def there(tmp_path_factory):
     root = str(fakes.write("image-folder", folder / "data")["root"])
     data = ["--data.root", root, "--data.image-size", "32", *TINY]
     assert main(["train", "image-folder", "--out", str(folder / "run"), *data, *POOLING]) == 0
+    many = ["--head.name", "per-class", "--relation.name", "none", *POOLING, "--backbone.options.per-class", "true"]
+    assert main(["train", "image-folder", "--out", str(folder / "many"), *data, *many]) == 0
     plain = ["--backbone.name", "test_resnet"]
     assert main(["train", "image-folder", "--out", str(folder / "plain"), *data, *plain]) == 0
     (folder / "images").mkdir()
@@ -77,6 +79,28 @@ def test_without_out_the_pictures_get_a_folder_of_their_own_each_time(there, tmp
     for _ in range(2):
         assert main(["show", str(there / "run"), image]) == 0
     assert sorted(path.name for path in (tmp_path / "shown").iterdir()) == ["run", "run-2"]
+
+
+def test_a_run_with_a_query_a_class_has_a_map_a_class(there, tmp_path):
+    out = tmp_path / "out"
+    assert main(["show", str(there / "many"), str(there / "images"), "--out", str(out)]) == 0
+    page = page_of(out)
+    assert "Each class has a query of its own" in page.text
+    assert {row[0] for row in page.rows} <= {"class", "bee", "cat", "dog", "owl"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--backbone.options.per-class", "true"], "each of which --head.name per-class scores"),
+        (["--head.name", "per-class"], "per-class has a feature for each class and image"),
+        (["--head.name", "per-class", "--relation.name", "none"], "needs a backbone with a query for each class"),
+    ],
+)
+def test_queries_and_head_of_a_run_fit_each_other_or_it_does_not_start(there, tmp_path, capsys, options, message):
+    command = ["train", "image-folder", "--data.root", str(there / "data"), "--data.image-size", "32", *POOLING]
+    assert main([*command, "--out", str(tmp_path / "run"), *options]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_one_query_a_class_gives_a_panel_and_a_colour_a_class(there, tmp_path, capsys):

@@ -98,6 +98,15 @@ class TestContract:
             assert str(reported.value) in repr(RECIPES[name])
 
 
+@pytest.mark.parametrize(("option", "value"), [("global-pool", "avg"), ("stem", "linear")])
+def test_pool_and_stem_of_the_pooling_recipe_can_be_switched(option, value, tmp_path):
+    recipe = RECIPES["cifar10-pooling-short"]
+    options = {f"data.{name}": value for name, value in fakes.write(recipe.data.name, tmp_path / "data").items()}
+    command = [*to_arguments(options | recipe.smoke), f"--backbone.options.{option}", value]
+    assert main(["train", recipe.name, "--out", str(tmp_path / "run"), *command]) == 0
+    assert yaml_file.read(tmp_path / "run" / "recipe.yaml").backbone.options[option.replace("-", "_")] == value
+
+
 def test_listing_recipes_imports_no_torch():
     code = "import setwise.recipes, sys; sys.exit(bool({'torch', 'numpy', 'yaml'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from setwise.models import CosineClassifier, create_head
+from setwise.errors import InvalidInput
+from setwise.models import CosineClassifier, PatchConvNet, create_head, without_classifier
 
 
 def test_cosine_scores_equal_plain_loops():
@@ -40,3 +41,19 @@ def test_heads_by_name():
     assert isinstance(cosine, CosineClassifier)
     assert cosine.scale == 16.0
     assert cosine(torch.randn(2, 5)).shape == (2, 3)
+
+
+def test_a_row_a_class_scores_what_the_query_of_its_class_gathered():
+    whole = PatchConvNet(embed_dim=16, depth=1, num_classes=5, per_class=True).eval()
+    head, images = create_head("per-class", 16, 5, scale=30.0), torch.randn(2, 3, 32, 48)
+    head.load_state_dict(whole.head.state_dict())
+    expected = whole(images)
+    backbone = without_classifier(whole)
+    assert backbone(images).shape == (2, 5, 16)
+    torch.testing.assert_close(head(backbone(images)), expected)
+
+
+@pytest.mark.parametrize("options", [{}, {"per_class": True, "global_pool": "avg"}])
+def test_without_a_query_a_class_there_is_no_row_for_it(options):
+    with pytest.raises(InvalidInput, match="needs a backbone with a query for each class"):
+        without_classifier(PatchConvNet(embed_dim=16, depth=1, num_classes=5, **options))

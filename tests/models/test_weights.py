@@ -185,3 +185,10 @@ def test_a_file_without_named_tensors_is_refused(content, tmp_path):
     torch.save(content, tmp_path / "weights.pt")
     with pytest.raises(InvalidInput, match="holds no named tensors"):
         read_state(tmp_path / "weights.pt")
+
+
+def test_one_query_becomes_one_for_each_class(tmp_path):
+    one, many = (PatchConvNet(embed_dim=16, depth=1, num_classes=5, per_class=many) for many in (False, True))
+    torch.save(one.state_dict(), tmp_path / "one.pt")
+    assert not load_weights(many, tmp_path / "one.pt").misshapen
+    assert all(torch.equal(query, one.pool.query[0, 0]) for query in many.pool.query[0])

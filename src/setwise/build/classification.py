@@ -96,8 +96,9 @@ def build_task(
         say: told which of one's own weights did not load.
     """
     _check(recipe)
-    backbone = make_backbone(recipe, in_chans=in_chans, image_size=image_size, say=say)
-    dim = feature_dim(backbone, in_chans=in_chans, image_size=image_size)
+    size = {"in_chans": in_chans, "image_size": image_size}
+    backbone = make_backbone(recipe, num_classes=len(class_names), say=say, **size)
+    dim = feature_dim(backbone, **size)
     with drawn_from(recipe.seed, "head"):
         head = create_head(recipe.head.name, dim, len(class_names), scale=recipe.head.scale)
     groups = by_rank if recipe.groups.by == "rank" else by_count
@@ -132,10 +133,10 @@ def _check(recipe: Recipe) -> None:
             raise InvalidInput(f"`{path}` must be at least {smallest}, but it is {value}.")
     if recipe.task != "classification":
         raise InvalidInput(f"{recipe.name} is a {recipe.task} recipe, which has no classifier of fixed classes.")
-    if recipe.episodes != schema.Episodes() or recipe.head.name not in ("linear", "cosine"):
+    if recipe.episodes != schema.Episodes() or recipe.head.name not in ("linear", "cosine", "per-class"):
         raise InvalidInput(
             f"`episodes` and --head.name {recipe.head.name} are of few-shot recipes; {recipe.name} classifies fixed "
-            "classes (--head.name linear or cosine)."
+            "classes (--head.name linear, cosine or per-class)."
         )
     if data.multi_label and recipe.criterion.name != "binary-cross-entropy":  # the others take rows of ones and zeros
         raise InvalidInput(
@@ -157,7 +158,12 @@ def _check(recipe: Recipe) -> None:
             f"`trainer.select` {recipe.trainer.select} needs validation, but there is none in {recipe.trainer.epochs} "
             f"epochs with --trainer.val-every {recipe.trainer.val_every}."
         )
-    if recipe.head.name == "linear" and recipe.head.scale != schema.Head().scale:
+    if recipe.head.name == "per-class" and relation.name != "none":
+        raise InvalidInput(
+            f"--head.name per-class has a feature for each class and image, and {relation.name} relates one an image: "
+            "add --relation.name none."
+        )
+    if recipe.head.name != "cosine" and recipe.head.scale != schema.Head().scale:
         raise InvalidInput(f"`head.scale` ({recipe.head.scale}) is the cosine head's: add --head.name cosine.")
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from setwise import seeds
 from setwise.errors import InvalidInput
-from setwise.models import create_backbone, load_weights
+from setwise.models import create_backbone, has_class_queries, load_weights, without_classifier
 from setwise.optim import lr_factor, make_optimizer
 from setwise.recipes import Recipe, schema
 from setwise.tasks.classification import OptimizerFactory
@@ -46,20 +46,29 @@ def load_data(recipe: Recipe, name: str, load: Callable[..., Loaded], *, unused:
     return load(seed=recipe.seed, **options)
 
 
-def make_backbone(recipe: Recipe, *, in_chans: int, image_size: int, say: Say) -> nn.Module:
+def make_backbone(recipe: Recipe, *, num_classes: int = 0, in_chans: int, image_size: int, say: Say) -> nn.Module:
     """The recipe's network without a classifier, with the weights that it starts from.
 
     Args:
         recipe: names it.
+        num_classes: queries of a backbone with a query for each class, which head "per-class" scores.
         in_chans: channels of the images.
         image_size: their side in pixels.
         say: told which of one's own weights did not load.
+
+    Raises:
+        InvalidInput: if the backbone has class queries and the head is another.
     """
-    part = recipe.backbone
+    part, per_class = recipe.backbone, recipe.head.name == "per-class"
+    options = {**part.options, **({"num_classes": num_classes} if per_class else {})}  # as many queries
     with drawn_from(recipe.seed, "backbone"):
         backbone = create_backbone(
-            part.name, pretrained=part.pretrained, in_chans=in_chans, image_size=image_size, options=dict(part.options)
+            part.name, pretrained=part.pretrained, in_chans=in_chans, image_size=image_size, options=options
         )
+    if per_class:
+        without_classifier(backbone)
+    elif has_class_queries(backbone):
+        raise InvalidInput(f"{part.name} has a query for each class here, each of which --head.name per-class scores.")
     if part.weights:
         say(f"{part.weights} -> {part.name}: {load_weights(backbone, part.weights)}")
     return backbone

@@ -9,7 +9,7 @@ from setwise.models.cifar_resnet import CifarResNet
 from setwise.models.class_maps import cam, grad_cam
 from setwise.models.digits_cnn import DigitsCNN
 from setwise.models.feature_map import FeatureMap, map_channels
-from setwise.models.heads import CosineClassifier, create_head
+from setwise.models.heads import CosineClassifier, create_head, has_class_queries, without_classifier
 from setwise.models.patchconvnet import PatchConvNet
 from setwise.models.rollout import rollout
 from setwise.models.weights import LoadReport, load_weights, read_state
@@ -28,9 +28,11 @@ __all__ = [
     "create_trained",
     "feature_dim",
     "grad_cam",
+    "has_class_queries",
     "list_backbones",
     "load_weights",
     "map_channels",
     "read_state",
     "rollout",
+    "without_classifier",
 ]

@@ -5,7 +5,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-__all__ = ["CosineClassifier", "create_head"]
+from setwise.errors import InvalidInput
+from setwise.models.patchconvnet import PatchConvNet
+from setwise.nn import AttentionPool, PerClassLinear
+
+__all__ = ["CosineClassifier", "create_head", "has_class_queries", "without_classifier"]
 
 
 class CosineClassifier(nn.Module):
@@ -35,5 +39,28 @@ class CosineClassifier(nn.Module):
 
 
 def create_head(name: str, dim: int, num_classes: int, *, scale: float) -> nn.Module:
-    """A head by name: features ``[B, dim]`` -> scores ``[B, num_classes]``."""
+    """A head by name: features ``[B, C]``, for "per-class" ``[B, K, C]``, -> scores ``[B, K]``."""
+    if name == "per-class":
+        return PerClassLinear(dim, num_classes)
     return CosineClassifier(dim, num_classes, scale=scale) if name == "cosine" else nn.Linear(dim, num_classes)
+
+
+def has_class_queries(backbone: nn.Module) -> bool:
+    """Whether a network was asked for a query for each class."""
+    return isinstance(backbone, PatchConvNet) and backbone.per_class
+
+
+def without_classifier(backbone: nn.Module) -> nn.Module:
+    """Have a network with a query for each class return what each query gathered, ``[B, K, C]``.
+
+    Raises:
+        InvalidInput: if it has not these queries.
+    """
+    pool = getattr(backbone, "pool", None)
+    if not has_class_queries(backbone) or not isinstance(pool, AttentionPool):
+        raise InvalidInput(
+            f"--head.name per-class needs a backbone with a query for each class, which {type(backbone).__name__} has "
+            'not: take patchconvnet_s60_multi or its kin, with global_pool "token".'
+        )
+    backbone.head = nn.Identity()
+    return backbone

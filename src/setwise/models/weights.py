@@ -3,6 +3,7 @@
 import argparse
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -51,6 +52,7 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     path = Path(path)
     if not path.is_file():
         raise MissingFile(f"There is no weights file {path}.")
+    state: Any
     try:
         if path.suffix == ".safetensors":
             state = load_file(path)
@@ -82,8 +84,8 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
 def load_weights(model: nn.Module, path: str | Path) -> LoadReport:
     """Load what fits from ``path`` into ``model``, in place.
 
-    Prefixes of wrappers (``module.``, ``backbone.`` ...) are taken off where that makes more names fit, and
-    the names of official PatchConvNets are made ours.
+    Prefixes of wrappers (``module.``, ``backbone.`` ...) are taken off where that makes more names fit, the names of
+    official PatchConvNets are made ours, and their one query becomes one a class where the model has these.
 
     Raises:
         MissingFile: if there is no such file.
@@ -94,6 +96,8 @@ def load_weights(model: nn.Module, path: str | Path) -> LoadReport:
     if isinstance(model, PatchConvNet):
         candidates = [in_our_names(candidate) for candidate in candidates]
     state = max(candidates, key=lambda candidate: len(own.keys() & candidate.keys()))
+    if isinstance(model, PatchConvNet) and "pool.query" in state and state["pool.query"].shape[1] == 1:
+        state["pool.query"] = state["pool.query"].repeat(1, getattr(model.pool, "num_queries", 1), 1)
     fitting = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
     report = LoadReport(
         loaded=tuple(fitting),

@@ -125,9 +125,10 @@ class Relation:
 class Head:
     """Features -> class scores, one head for both streams."""
 
-    name: Literal["linear", "cosine", "cross-transformer", "prototypical"] = "linear"
-    """A linear layer, or the cosine between feature and class weight times a scale; in few-shot tasks attention from
-    the query's locations to the support's, or the distance to a class's mean."""
+    name: Literal["linear", "cosine", "per-class", "cross-transformer", "prototypical"] = "linear"
+    """A linear layer; the cosine between feature and class weight times a scale; for a backbone with a query for each
+    class (patchconvnet_s60_multi ...) a linear row of its own for each of these; in few-shot tasks attention from the
+    query's locations to the support's, or the distance to a class's mean."""
     scale: float = 30.0
     """Scale of the cosine head. LDAM and RIDE: 30."""
     dim_key: int = 128
