@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
-from setwise.build import build_episode_data
+from setwise.build import build_episode_data, training_sources
 from setwise.data.few_shot import FewShotSplits, Pool, squash
 from setwise.data.transforms import normalise
 from setwise.errors import DataError, InvalidInput
@@ -64,7 +64,7 @@ class Found:
 
 
 def gather_images(recipe: Recipe, *, image_size: int, per_class: int, seed: int = 0) -> Gallery:
-    """Up to ``per_class`` images of every training and test class, drawn by the seed.
+    """Up to ``per_class`` images of every training and test class of the (first) set trained on, drawn by the seed.
 
     Args:
         recipe: says which few-shot set, and where it lies.
@@ -75,7 +75,7 @@ def gather_images(recipe: Recipe, *, image_size: int, per_class: int, seed: int 
     Raises:
         DataError: naming an image that cannot be read.
     """
-    splits = build_episode_data(recipe)
+    splits = next(iter(training_sources(recipe, build_episode_data(recipe)).values()))
     parts = [_some_of(splits, part, per_class, image_size, seed) for part in ("train", "test")]
     trained = splits.train.num_classes
     return Gallery(

@@ -1,6 +1,7 @@
 """From a trained few-shot network to what a run reports: scores of episodes, metrics, the line of results."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -16,7 +17,7 @@ from setwise.recipes import Recipe
 from setwise.run_folder import RunFolder, write_line, write_whole, writing
 from setwise.tasks import EpisodeScore, FewShot
 
-__all__ = ["EpisodicModel", "episode_scores", "write_episode_results"]
+__all__ = ["EpisodicModel", "episode_metrics", "episode_scores", "score_sets", "write_episode_results"]
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,31 @@ def episode_scores(task: FewShot, loader: DataLoader[Any]) -> list[EpisodeScore]
     return [every[index] for index in sorted(every)]
 
 
+def score_sets(task: FewShot, loaders: Mapping[str, DataLoader[Any]]) -> dict[str, list[EpisodeScore]]:
+    """Every episode of several parts or sets, by their names."""
+    return {name: episode_scores(task, loader) for name, loader in loaders.items()}
+
+
+def episode_metrics(found: Mapping[str, Sequence[EpisodeScore]]) -> dict[str, float]:
+    """Mean accuracy and half of its 95 % interval; of several sets of each, and the mean over sets.
+
+    >>> score = EpisodeScore(0, 0.5, 5, 5)
+    >>> episode_metrics({"omniglot": [score]})
+    {'accuracy': 0.5, 'accuracy_interval': 0.0}
+    >>> sorted(episode_metrics({"omniglot": [score], "birds": [score]}))[:3]
+    ['accuracy', 'accuracy/birds', 'accuracy/omniglot']
+    """
+    of_sets = {name: FewShot.metrics(scores) for name, scores in found.items()}
+    if len(of_sets) == 1:
+        return next(iter(of_sets.values()))
+    halves = [metrics["accuracy_interval"] for metrics in of_sets.values()]
+    metrics = {
+        "accuracy": sum(metrics["accuracy"] for metrics in of_sets.values()) / len(of_sets),
+        "accuracy_interval": math.sqrt(sum(half**2 for half in halves)) / len(of_sets),
+    }
+    return metrics | {f"{metric}/{name}": value for name, m in of_sets.items() for metric, value in m.items()}
+
+
 def write_episode_results(
     recipe: Recipe,
     folder: RunFolder,
@@ -62,7 +88,7 @@ def write_episode_results(
         recipe: of the run.
         folder: of the run.
         model: what the network must be told.
-        found: scores of ``val`` and ``test``.
+        found: scores of ``val``, and of the test part of each set by its name.
         seconds: the run took.
     """
     saved: dict[str, Any] = {}
@@ -71,8 +97,9 @@ def write_episode_results(
         saved[f"{name}_num_classes"] = [score.num_classes for score in scores]
         saved[f"{name}_num_support"] = [score.num_support for score in scores]
     saved |= {f"val_{name}": value for name, value in FewShot.metrics(found["val"]).items()}
+    tested = {name: scores for name, scores in found.items() if name != "val"}
     arrays: dict[str, Any] = {name: np.asarray(value) for name, value in saved.items()}
     with writing(folder.predictions) as part, part.open("wb") as file:
         np.savez_compressed(file, **arrays)
     write_whole(folder.model, json.dumps(asdict(model), indent=2) + "\n")
-    return write_line(recipe, folder, FewShot.metrics(found["test"]), seconds=seconds)
+    return write_line(recipe, folder, episode_metrics(tested), seconds=seconds)

@@ -13,10 +13,10 @@ from lightning.pytorch.callbacks import Callback
 from safetensors.torch import save
 from torch import nn
 
-from setwise.build import build_data, build_episode_data, build_episode_loader, build_loader
+from setwise.build import build_data, build_episode_data, build_loader
 from setwise.checkpoints import read_checkpoint
 from setwise.data import Loader
-from setwise.episodes import episode_scores
+from setwise.episodes import episode_metrics, score_sets
 from setwise.errors import InvalidInput, RunError
 from setwise.explained import explained
 from setwise.guards import NoNumber, Unreadable
@@ -26,7 +26,7 @@ from setwise.run_folder import RunFolder, commit, read_lines, unwritable, versio
 from setwise.scoring import Model, class_table, scores_of
 from setwise.tasks import Classification
 from setwise.trainer import make_trainer, meet_again
-from setwise.work import load_classification, load_few_shot, make_work
+from setwise.work import load_classification, load_few_shot, loaders_of, make_work
 
 __all__ = ["evaluate", "fit", "load_run", "make_trainer", "rehearse"]
 
@@ -158,8 +158,8 @@ def evaluate(
     if recipe.task == "few-shot":
         few_shot, _ = load_few_shot(folder, recipe)
         with explained(recipe, folder.path):
-            loader = build_episode_loader(recipe, build_episode_data(recipe), part)
-            return few_shot.metrics(episode_scores(few_shot, loader)), []
+            loaders = loaders_of(recipe, build_episode_data(recipe), part)
+            return episode_metrics(score_sets(few_shot, loaders)), []
     task, model = load_classification(folder, recipe)
     splits = build_data(recipe)
     if list(splits.class_names) != model.class_names:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -17,8 +17,10 @@ from setwise.build import (
     build_few_shot,
     build_loader,
     build_task,
+    training_sources,
 )
-from setwise.episodes import EpisodicModel, episode_scores, write_episode_results
+from setwise.data.few_shot import EpisodeLoader, FewShotSplits
+from setwise.episodes import EpisodicModel, score_sets, write_episode_results
 from setwise.errors import DataError, InvalidInput, RunError, choose
 from setwise.models.weights import read_state
 from setwise.recipes import Recipe
@@ -26,7 +28,7 @@ from setwise.run_folder import RunFolder
 from setwise.scoring import Model, scores_of, write_results
 from setwise.tasks import TASKS, Classification, EpisodeScore, FewShot
 
-__all__ = ["Work", "load_classification", "load_few_shot", "make_work"]
+__all__ = ["Work", "load_classification", "load_few_shot", "loaders_of", "make_work"]
 
 Say = Callable[[str], None]
 Task = TypeVar("Task", Classification, FewShot)
@@ -43,7 +45,7 @@ class Work(Protocol):
 
     @property
     def loaders(self) -> Mapping[str, DataLoader[Any]]:
-        """Batches of train, val and test."""
+        """Batches of train and val, and what else is read."""
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -77,12 +79,14 @@ class _Classifying:
 class _Episodic:
     recipe: Recipe
     task: FewShot
-    loaders: Mapping[str, DataLoader[Any]]
+    loaders: Mapping[str, EpisodeLoader]
     notes: tuple[str, ...]
     model: EpisodicModel
+    tests: Mapping[str, EpisodeLoader]
+    """Test episodes of each set."""
 
     def evaluate(self) -> dict[str, list[EpisodeScore]]:
-        return {part: episode_scores(self.task, self.loaders[part]) for part in ("val", "test")}
+        return score_sets(self.task, {"val": self.loaders["val"], **self.tests})
 
     def write(self, folder: RunFolder, found: dict[str, list[EpisodeScore]], *, seconds: float) -> dict[str, Any]:
         return write_episode_results(self.recipe, folder, self.model, found, seconds=seconds)
@@ -116,12 +120,24 @@ def _classifying(recipe: Recipe, say: Say) -> _Classifying:
 
 
 def _episodic(recipe: Recipe, say: Say) -> _Episodic:
-    splits = build_episode_data(recipe)
-    for note in splits.notes:
+    sets = build_episode_data(recipe)
+    notes = tuple(note if len(sets) == 1 else f"{name}: {note}" for name, s in sets.items() for note in s.notes)
+    for note in notes:
         say(note)
-    model = EpisodicModel.of(splits, recipe.data.image_size)
-    loaders = {part: build_episode_loader(recipe, splits, part) for part in PARTS}
-    return _Episodic(recipe, _few_shot(recipe, model, say), loaders, splits.notes, model)
+    trained = list(training_sources(recipe, sets).values())
+    model = EpisodicModel.of(trained[0], recipe.data.image_size)
+    loaders = {part: build_episode_loader(recipe, trained, part) for part in ("train", "val")}
+    return _Episodic(recipe, _few_shot(recipe, model, say), loaders, notes, model, loaders_of(recipe, sets, "test"))
+
+
+def loaders_of(recipe: Recipe, sets: Mapping[str, FewShotSplits], part: str) -> dict[str, EpisodeLoader]:
+    """Episodes of each set that has classes for this part, normalised as in training."""
+    first = next(iter(training_sources(recipe, sets).values()))
+    return {
+        name: build_episode_loader(recipe, [replace(splits, mean=first.mean, std=first.std)], part)
+        for name, splits in sets.items()
+        if getattr(splits, part).num_classes
+    }
 
 
 def _classification(recipe: Recipe, model: Model, say: Say) -> Classification:

@@ -147,7 +147,7 @@ class TestRun:
         folder, _ = finished
         line = json.loads(folder.results.read_text())
         with np.load(folder.predictions) as saved:
-            accuracies = saved["test_episode_accuracy"]
+            accuracies = saved["omniglot_episode_accuracy"]
         assert len(accuracies) == 3
         assert line["metrics"]["accuracy"] == pytest.approx(accuracies.mean())
         assert line["variant"] == "plain"
@@ -159,6 +159,23 @@ class TestRun:
         metrics, classes = evaluate(folder.path)
         assert metrics == pytest.approx(line["metrics"], abs=1e-6)
         assert classes == []
+
+    def test_several_sets_are_reported_each_and_trained_on_as_named(self, finished, tmp_path, capsys):
+        for name in ("birds", "signs"):
+            (tmp_path / "records" / name).mkdir(parents=True)
+            few_shot_fakes.write("meta-dataset", tmp_path / "records" / name)
+        _, arguments = finished
+        arguments = [*(a for a in arguments if not a.startswith("--data.root")), f"--data.root={tmp_path / 'records'}"]
+        arguments += ["--backbone.name", "cifar_resnet32", "--data.image-size", "16"]
+        assert main(["data", "meta-dataset", f"--data.root={tmp_path / 'records'}"]) == 0
+        assert "birds" in capsys.readouterr().out
+        assert main(["train", "omniglot-ctx", "--data.name", "meta-dataset", "--episodes.sources", "signs", "--out",
+                     str(tmp_path / "run"), *arguments]) == 0  # fmt: skip
+        metrics = json.loads((tmp_path / "run" / "results.jsonl").read_text())["metrics"]
+        assert metrics["accuracy"] == pytest.approx((metrics["accuracy/birds"] + metrics["accuracy/signs"]) / 2)
+        assert main(["train", "omniglot-ctx", "--data.name", "meta-dataset", "--episodes.sources", "sign", "--out",
+                     str(tmp_path / "other"), *arguments]) == 2  # fmt: skip
+        assert "did you mean 'signs'" in capsys.readouterr().err
 
     @pytest.mark.parametrize("verb", ["predict", "export", "audit"])
     def test_verbs_of_classifiers_say_what_is_missing(self, finished, verb, capsys):

@@ -4,7 +4,7 @@ No class behind this line sees a recipe; everything gets flat arguments.
 """
 
 from setwise.build.classification import build_data, build_loader, build_task
-from setwise.build.few_shot import build_episode_data, build_episode_loader, build_few_shot
+from setwise.build.few_shot import build_episode_data, build_episode_loader, build_few_shot, training_sources
 
 __all__ = [
     "build_data",
@@ -13,4 +13,5 @@ __all__ = [
     "build_few_shot",
     "build_loader",
     "build_task",
+    "training_sources",
 ]

@@ -1,68 +1,112 @@
 """A few-shot recipe -> pools of images, episodes and task."""
 
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
 
 from torch import nn
-from torch.utils.data import DataLoader
 
 from setwise.build.parts import Say, drawn_from, load_data, make_backbone, optimizer_factory
-from setwise.data.few_shot import FEW_SHOT, EpisodeSampler, FewShotSplits, make_episode_loader, one_size
-from setwise.errors import InvalidInput, choose
+from setwise.data.few_shot import (
+    FEW_SHOT,
+    META_DATASET,
+    EpisodeLoader,
+    EpisodeSampler,
+    FewShotSplits,
+    Pool,
+    find_sources,
+    load_sources,
+    make_episode_loader,
+    one_size,
+)
+from setwise.errors import DataError, InvalidInput, choose
 from setwise.models import FeatureMap, map_channels
 from setwise.nn import CrossTransformer, Prototypical
 from setwise.recipes import Recipe, schema
 from setwise.tasks import FewShot
 
-__all__ = ["build_episode_data", "build_episode_loader", "build_few_shot"]
+__all__ = ["build_episode_data", "build_episode_loader", "build_few_shot", "training_sources"]
 
 PARTS = ("train", "val", "test")
 SERVED_BY_THE_LOADER = ("name", "augment", "num_workers")
 AUGMENT: dict[str, Literal["none", "simclr"]] = {"none": "none", "simclr": "simclr"}
 
 
-def build_episode_data(recipe: Recipe) -> FewShotSplits:
+def build_episode_data(recipe: Recipe) -> dict[str, FewShotSplits]:
     """Load the recipe's images, in parts of which none shares a class with another.
+
+    Returns:
+        Name of the set -> its pools; several where Meta-Dataset's root holds several.
 
     Raises:
         InvalidInput: if a field is set that means nothing here.
         SetwiseError: whatever is wrong with the files.
     """
     _check(recipe)
-    data_set = choose(recipe.data.name, FEW_SHOT, "few-shot data set")
-    return load_data(recipe, data_set.name, data_set.load, unused=SERVED_BY_THE_LOADER)
+    data = recipe.data
+    data_set = choose(data.name, FEW_SHOT, "few-shot data set")
+    if data.name == META_DATASET.name and data.root is not None and find_sources(Path(data.root)):
+        return load_sources(data.root, image_size=data.image_size, cache=data.cache)
+    return {data.name: load_data(recipe, data_set.name, data_set.load, unused=SERVED_BY_THE_LOADER)}
 
 
-def build_episode_loader(recipe: Recipe, splits: FewShotSplits, part: str) -> DataLoader[Any]:
-    """The episodes of one part.
+def training_sources(recipe: Recipe, sets: Mapping[str, FewShotSplits]) -> dict[str, FewShotSplits]:
+    """The sets to train on: those that the recipe names, or all that have training classes.
+
+    Raises:
+        UnknownName: if there is no such set.
+        DataError: if one has no training class, or none has.
+    """
+    named = recipe.episodes.sources
+    chosen = {name: choose(name, sets, "data set (episodes.sources)") for name in named} or {
+        name: splits for name, splits in sets.items() if splits.train.num_classes
+    }
+    if empty := [name for name, splits in chosen.items() if not splits.train.num_classes] or [*sets] * (not chosen):
+        raise DataError(f"No training class in {', '.join(empty)}: name sets that have some (--episodes.sources).")
+    return chosen
+
+
+def build_episode_loader(recipe: Recipe, sets: Sequence[FewShotSplits], part: str) -> EpisodeLoader:
+    """The episodes of one part, each of one of the sets, which are drawn uniformly.
 
     Those of validation and test depend on the seed alone, so that every recipe is measured on the same ones; their
     classes are drawn as the data suggests, whatever part of the training ignores it.
+
+    Args:
+        recipe: says how episodes are drawn.
+        sets: at least one; images are normalised with the first's mean and deviation.
+        part: train, val or test.
 
     Raises:
         InvalidInput: if an episode would be larger than the data.
     """
     episodes, train = recipe.episodes, part == "train"
-    pool = getattr(splits, choose(part, PARTS, "part"))
-    sampler = EpisodeSampler(
+    choose(part, PARTS, "part")
+    pools = [pool for splits in sets if (pool := getattr(splits, part)).num_classes]
+    if not pools:
+        raise DataError(f"There is no class for {part} in {recipe.data.name}.")
+    return make_episode_loader(
+        [(pool, _sampler(episodes, pool, train=train)) for pool in pools],
+        episodes=getattr(episodes, part),
+        image_size=recipe.data.image_size or one_size(sets[0].train),
+        mean=sets[0].mean,
+        std=sets[0].std,
+        seed=recipe.seed,
+        train=train,
+        simclr_fraction=episodes.simclr_fraction if train else 0.0,
+        augment=AUGMENT[recipe.data.augment] if train else "none",
+        num_workers=recipe.data.num_workers,
+    )
+
+
+def _sampler(episodes: schema.Episodes, pool: Pool, *, train: bool) -> EpisodeSampler:
+    return EpisodeSampler(
         pool,
         n_way=episodes.n_way,
         n_shot=episodes.n_shot,
         n_query=episodes.n_query,
         hierarchy=episodes.hierarchy,
         ignore_hierarchy=episodes.ignore_hierarchy if train else 0.0,
-    )
-    return make_episode_loader(
-        pool,
-        sampler,
-        episodes=getattr(episodes, part),
-        image_size=recipe.data.image_size or one_size(splits.train),
-        mean=splits.mean,
-        std=splits.std,
-        seed=recipe.seed,
-        train=train,
-        simclr_fraction=episodes.simclr_fraction if train else 0.0,
-        augment=AUGMENT[recipe.data.augment] if train else "none",
-        num_workers=recipe.data.num_workers,
     )
 
 

@@ -64,13 +64,15 @@ def _show_splits(recipe: Recipe, console: Console) -> None:
 def _show_pools(recipe: Recipe, console: Console) -> None:
     from setwise.build import build_episode_data
 
-    splits = build_episode_data(recipe)
-    table = Table("part", "classes", "images", "of a class", "first class", box=None, pad_edge=False)
-    for part in ("train", "val", "test"):
-        pool = getattr(splits, part)
-        counts = pool.counts.tolist()
-        range_ = f"{min(counts)} to {max(counts)}" if counts else "-"
-        table.add_row(part, str(pool.num_classes), str(len(pool)), range_, Text("".join(pool.class_names[:1])))
+    sets = build_episode_data(recipe)
+    table = Table("set", "part", "classes", "images", "of a class", "first class", box=None, pad_edge=False)
+    for name, splits in sets.items():
+        for part in ("train", "val", "test"):
+            pool = getattr(splits, part)
+            counts = pool.counts.tolist()
+            numbers = (str(pool.num_classes), str(len(pool)), f"{min(counts)} to {max(counts)}" if counts else "-")
+            table.add_row(Text(name), part, *numbers, Text("".join(pool.class_names[:1])))
     console.print(table)
-    for note in splits.notes:
-        console.print(note)
+    for name, splits in sets.items():
+        for note in splits.notes:
+            console.print(note if len(sets) == 1 else f"{name}: {note}")

@@ -33,7 +33,12 @@ SMOKE = {
     "data.image_size": 16,
 }
 SMOKE_OURS = SMOKE | {"backbone.options": {"width": 4, "depth": 1}}
-SMOKE_TIMM = SMOKE | {"backbone.name": "test_resnet", "backbone.options": {}, "data.image_size": 32}
+SMOKE_RECORDS = SMOKE | {
+    "episodes.sources": (),
+    "backbone.name": "test_resnet",
+    "backbone.options": {},
+    "data.image_size": 32,
+}
 
 
 def _reported(source: str, **percent: float) -> tuple[Reported, ...]:
@@ -54,7 +59,7 @@ META_DATASET_CTX = Recipe(
     backbone=Backbone(name="resnet34", options={"output_stride": 16}),
     relation=Relation(name="none"),
     head=Head(name="cross-transformer"),
-    episodes=Episodes(ignore_hierarchy=0.5, train=500, val=600, test=600),
+    episodes=Episodes(sources=("ilsvrc_2012",), ignore_hierarchy=0.5, train=500, val=600, test=600),
     optimizer=Optimizer(
         name="normalized-adam",
         lr=6e-4,
@@ -80,7 +85,7 @@ META_DATASET_CTX = Recipe(
         traffic_sign=70.47,
         mscoco=53.51,
     ),
-    smoke=SMOKE_TIMM,
+    smoke=SMOKE_RECORDS,
 )
 
 META_DATASET_CTX_SIMCLR = META_DATASET_CTX.override(
@@ -233,6 +238,10 @@ TINYIMAGENET_PRETRAIN = Recipe(
 )
 
 FEW_SHOT = (
+    META_DATASET_CTX,
+    META_DATASET_CTX_SIMCLR,
+    META_DATASET_PROTOTYPICAL,
+    META_DATASET_PROTOTYPICAL_SIMCLR,
     OMNIGLOT_CTX,
     OMNIGLOT_PROTOTYPICAL,
     TINYIMAGENET_PRETRAIN,

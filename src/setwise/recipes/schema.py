@@ -154,6 +154,8 @@ class Episodes:
     simclr_fraction: float = 0.0
     """Part of the training episodes that are SimCLR episodes: each support image its own class, and augmented copies
     the queries. CrossTransformers: 0.5."""
+    sources: tuple[str, ...] = ()
+    """meta-dataset, several sets below the root: the sets to train on; none named: all that have training classes."""
     train: int = 500
     """Training episodes of an epoch; each is one step."""
     val: int = 100

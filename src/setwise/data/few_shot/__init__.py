@@ -5,14 +5,15 @@ from setwise.data.few_shot.class_graph import ClassGraph
 from setwise.data.few_shot.classification import classes_of_training, one_size
 from setwise.data.few_shot.csv_lists import MINIIMAGENET, TINYIMAGENET_FEW_SHOT
 from setwise.data.few_shot.episodes import Episode, EpisodeSampler
-from setwise.data.few_shot.loader import EpisodeBatch, EpisodeLoader, make_episode_loader
-from setwise.data.few_shot.meta_dataset import META_DATASET, load_sources
+from setwise.data.few_shot.loader import EpisodeBatch, EpisodeLoader, make_episode_loader, squash
+from setwise.data.few_shot.meta_dataset import META_DATASET, find_sources, load_sources
 from setwise.data.few_shot.omniglot import OMNIGLOT
 from setwise.data.few_shot.pool import FewShotSet, FewShotSplits, Pool
 from setwise.data.few_shot.simclr import SimCLRTransform, simclr_episode
 
 __all__ = [
     "FEW_SHOT",
+    "META_DATASET",
     "ClassGraph",
     "Episode",
     "EpisodeBatch",
@@ -23,10 +24,12 @@ __all__ = [
     "Pool",
     "SimCLRTransform",
     "classes_of_training",
+    "find_sources",
     "load_sources",
     "make_episode_loader",
     "one_size",
     "simclr_episode",
+    "squash",
 ]
 
 FEW_SHOT: dict[str, FewShotSet] = {
