@@ -44,7 +44,7 @@ class ClassGraph:
     @property
     def spanned(self) -> dict[str, tuple[int, ...]]:
         """Classes below every inner node, in ascending order; nodes sorted by their id."""
-        return self._spanned  # type: ignore[attr-defined, no-any-return]
+        return self._spanned  # type: ignore[attr-defined]
 
     def eligible(self, *, min_way: int, max_leaves: int) -> list[tuple[int, ...]]:
         """Classes of every node that spans ``min_way`` to ``max_leaves`` of them, in the order of the nodes' ids."""

@@ -62,7 +62,7 @@ def _loop(data: bytes | memoryview) -> int:
 @cache
 def _table() -> np.ndarray:
     """The register after each of the 256 bytes."""
-    state = np.arange(256, dtype=np.uint32)
+    state: np.ndarray = np.arange(256, dtype=np.uint32)
     for _ in range(8):
         state = (state >> 1) ^ np.where(state & 1, np.uint32(POLYNOMIAL), np.uint32(0))
     return state

@@ -52,7 +52,7 @@ class Turn(NamedTuple):
     """Which episode comes."""
 
     epoch: int
-    index: int
+    index: int  # type: ignore[assignment]  # as above
 
 
 class EpisodeOrder(Sampler[Turn]):
@@ -121,7 +121,9 @@ class Episodes(Dataset[Fetched]):
         problems = tuple(str(image) for image in images if isinstance(image, DataError))
         if problems:
             return Fetched(None, problems)
-        small = squash(images, self.image_size)[where]  # [S+Q, 3, h, w]
+        small = squash([image for image in images if isinstance(image, Tensor)], self.image_size)[
+            where
+        ]  # [S+Q, 3, h, w]
         support, query = small.split([len(episode.support), len(episode.query)])
         batch = EpisodeBatch(
             support=self._view(support, turn, "support", change=simclr),

@@ -39,7 +39,7 @@ def index_records(file: Path) -> np.ndarray:
     if not file.is_file():
         raise MissingFile(f"{file} is missing.")
     size, start = file.stat().st_size, 0
-    found = []
+    found: list[tuple[int, int]] = []
     with file.open("rb", buffering=0) as stream:
         while start < size:
             stream.seek(start)
@@ -136,9 +136,11 @@ def parse_example(payload: bytes | memoryview) -> tuple[bytes, int]:
 def _integers(values: memoryview) -> Iterator[int]:
     """The numbers of an ``Int64List``, packed or not."""
     for number, value in _fields(values):
-        if number == 1 and isinstance(value, int):
+        if number != 1:
+            continue
+        if isinstance(value, int):
             yield value
-        elif number == 1:
+        else:
             place = 0
             while place < len(value):
                 integer, place = _varint(value, place)

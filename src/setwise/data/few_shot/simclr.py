@@ -110,7 +110,7 @@ class SimCLRTransform:
     ) -> Float32[Tensor, "*b 3 h w"]:
         """A view of each image, with pixels in 0..1; the same generator state gives the same views."""
         single = isinstance(images, Tensor) and images.ndim == 3
-        batch = [images] if single else list(images)
+        batch: list[Tensor] = [images] if isinstance(images, Tensor) and single else list(images)
         if not batch:
             return torch.empty(0, 3, self.image_size, self.image_size)
         views = torch.stack([self._crop(image, generator) for image in batch])  # [B, 3, h, w]
