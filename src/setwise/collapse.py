@@ -13,7 +13,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from setwise.build import build_episode_data, training_sources
-from setwise.data.few_shot import FewShotSplits, Pool, squash
+from setwise.data.few_shot import FewShotSplits, Pool, one_size, squash
 from setwise.data.transforms import normalise
 from setwise.errors import DataError, InvalidInput
 from setwise.metrics import Collapse, collapse, nearest
@@ -63,20 +63,27 @@ class Found:
     """Theirs."""
 
 
-def gather_images(recipe: Recipe, *, image_size: int, per_class: int, seed: int = 0) -> Gallery:
-    """Up to ``per_class`` images of every training and test class of the (first) set trained on, drawn by the seed.
+def gather_images(path: Path, *, root: str | None = None, per_class: int, seed: int = 0) -> Gallery:
+    """Up to ``per_class`` images of every training and test class of the set that a run was trained on.
+
+    Of a run on several sets the first of them.
 
     Args:
-        recipe: says which few-shot set, and where it lies.
-        image_size: side of the images in pixels.
+        path: folder of a few-shot run.
+        root: where the data lies; None: where it lay in training.
         per_class: paper: 130, a tenth of ImageNet's.
         seed: draws the images.
 
     Raises:
+        InvalidInput: if the run is of another task.
         DataError: naming an image that cannot be read.
     """
+    recipe = _recipe(RunFolder(path))
+    if root is not None:
+        recipe = recipe.override({"data.root": root})
     splits = next(iter(training_sources(recipe, build_episode_data(recipe)).values()))
-    parts = [_some_of(splits, part, per_class, image_size, seed) for part in ("train", "test")]
+    size = recipe.data.image_size or one_size(splits.train)
+    parts = [_some_of(splits, part, per_class, size, seed) for part in ("train", "test")]
     trained = splits.train.num_classes
     return Gallery(
         images=torch.cat([images for images, _ in parts]),
@@ -86,6 +93,13 @@ def gather_images(recipe: Recipe, *, image_size: int, per_class: int, seed: int 
         mean=splits.mean,
         std=splits.std,
     )
+
+
+def _recipe(folder: RunFolder) -> Recipe:
+    recipe = yaml_file.read(folder.require(folder.recipe, "recipe"))
+    if recipe.task != "few-shot":
+        raise InvalidInput(f"{folder.path} is a {recipe.task} run; collapse is looked for in few-shot runs.")
+    return recipe
 
 
 def _some_of(splits: FewShotSplits, part: str, per_class: int, image_size: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -127,9 +141,7 @@ def examine(
         if value < 1:
             raise InvalidInput(f"`{name}` must be at least 1, but it is {value}.")
     folder = RunFolder(path)
-    recipe = yaml_file.read(folder.require(folder.recipe, "recipe"))
-    if recipe.task != "few-shot":
-        raise InvalidInput(f"{path} is a {recipe.task} run; collapse is looked for in few-shot runs.")
+    recipe = _recipe(folder)
     task, _ = load_few_shot(folder, recipe)
     features = embed(task, gallery, batch_moments=batch_moments, seed=seed)
     found: dict[bool, tuple[Collapse, Tensor, Tensor]] = {}

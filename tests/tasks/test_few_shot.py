@@ -1,20 +1,14 @@
 """The few-shot task: gradients, what queries may see, scores, and the results of a run."""
 
-import json
-
-import few_shot_fakes
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from setwise.build import build_few_shot
-from setwise.cli import main
 from setwise.data.few_shot import EpisodeBatch
 from setwise.errors import InvalidInput
 from setwise.recipes import RECIPES
-from setwise.run import evaluate
-from setwise.run_folder import RunFolder
 from setwise.tasks import EpisodeScore, FewShot
 
 SIDE, SHOTS, WAYS, QUERIES = 16, 2, 3, 2
@@ -129,62 +123,3 @@ def test_maps_of_any_backbone_have_channels_first(name):
     height, width = FeatureMap(backbone)(torch.randn(2, 3, 64, 64)).shape[2:]
     assert height == width
     assert 1 < height < 64
-
-
-class TestRun:
-    @pytest.fixture(scope="class")
-    def finished(self, tmp_path_factory):
-        root = tmp_path_factory.mktemp("few-shot")
-        options = few_shot_fakes.write("omniglot", root / "data")
-        smoke = RECIPES["omniglot-ctx"].smoke
-        arguments = [f"--{name}={value}" for name, value in smoke.items() if isinstance(value, int)]
-        arguments += ["--trainer.logger", "csv", "--backbone.options.width", "4", "--backbone.options.depth", "1"]
-        arguments += [f"--data.{name}={value}" for name, value in options.items()]
-        assert main(["train", "omniglot-ctx", "--out", str(root / "run"), *arguments]) == 0
-        return RunFolder(root / "run"), arguments
-
-    def test_results_hold_the_mean_over_test_episodes(self, finished):
-        folder, _ = finished
-        line = json.loads(folder.results.read_text())
-        with np.load(folder.predictions) as saved:
-            accuracies = saved["omniglot_episode_accuracy"]
-        assert len(accuracies) == 3
-        assert line["metrics"]["accuracy"] == pytest.approx(accuracies.mean())
-        assert line["variant"] == "plain"
-        assert (folder.path / "report.html").is_file()
-
-    def test_evaluating_again_gives_the_same_numbers(self, finished):
-        folder, _ = finished
-        line = json.loads(folder.results.read_text())
-        metrics, classes = evaluate(folder.path)
-        assert metrics == pytest.approx(line["metrics"], abs=1e-6)
-        assert classes == []
-
-    def test_several_sets_are_reported_each_and_trained_on_as_named(self, finished, tmp_path, capsys):
-        for name in ("birds", "signs"):
-            (tmp_path / "records" / name).mkdir(parents=True)
-            few_shot_fakes.write("meta-dataset", tmp_path / "records" / name)
-        _, arguments = finished
-        arguments = [*(a for a in arguments if not a.startswith("--data.root")), f"--data.root={tmp_path / 'records'}"]
-        arguments += ["--backbone.name", "cifar_resnet32", "--data.image-size", "16"]
-        assert main(["data", "meta-dataset", f"--data.root={tmp_path / 'records'}"]) == 0
-        assert "birds" in capsys.readouterr().out
-        assert main(["train", "omniglot-ctx", "--data.name", "meta-dataset", "--episodes.sources", "signs", "--out",
-                     str(tmp_path / "run"), *arguments]) == 0  # fmt: skip
-        metrics = json.loads((tmp_path / "run" / "results.jsonl").read_text())["metrics"]
-        assert metrics["accuracy"] == pytest.approx((metrics["accuracy/birds"] + metrics["accuracy/signs"]) / 2)
-        assert main(["train", "omniglot-ctx", "--data.name", "meta-dataset", "--episodes.sources", "sign", "--out",
-                     str(tmp_path / "other"), *arguments]) == 2  # fmt: skip
-        assert "did you mean 'signs'" in capsys.readouterr().err
-
-    @pytest.mark.parametrize("verb", ["predict", "export", "audit"])
-    def test_verbs_of_classifiers_say_what_is_missing(self, finished, verb, capsys):
-        folder, _ = finished
-        arguments = [str(folder.path)] if verb != "predict" else [str(folder.path), str(folder.path)]
-        assert main([verb, *arguments]) == 2
-        assert "few-shot" in capsys.readouterr().err
-
-    def test_a_comparison_with_a_control_is_refused(self, finished, capsys):
-        _, arguments = finished
-        assert main(["compare", "omniglot-ctx", *arguments]) != 0
-        assert "needs a related recipe" in capsys.readouterr().err

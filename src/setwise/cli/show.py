@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 import yaml
 
-from setwise.cli.options import parse
+from setwise.cli.options import find_recipe, parse
 from setwise.errors import InvalidInput, MissingFile, RunError
 from setwise.recipes import RECIPES
 from setwise.run_folder import RunFolder, fresh_folder
@@ -23,10 +23,11 @@ SHOWN = Path("shown")
 
 @dataclass
 class _Show:
-    """Show which patches of images a network attended to when it pooled them: PNG files, and one HTML page.
+    """Show what a network attended to: PNG files, and one HTML page.
 
-    setwise show RUN IMAGES... takes a run folder whose backbone pools by attention; setwise show --model NAME --weights
-    FILE IMAGES... takes weights from elsewhere.
+    Which patches of images, when it pooled them: setwise show RUN IMAGES... takes a run folder whose backbone pools by
+    attention; setwise show --model NAME --weights FILE IMAGES... takes weights from elsewhere. Which places of support
+    images, when it classified a query: setwise show RUN takes a few-shot run with a CrossTransformer.
     """
 
     inputs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="[RUN] IMAGES...")]
@@ -51,6 +52,14 @@ class _Show:
     """Names of its classes, one a line."""
     image_size: int | None = None
     """Side of its images in pixels; None: what it was made for."""
+    episode: int = 0
+    """Few-shot runs: number of the test episode."""
+    query: tuple[int, ...] = (0,)
+    """Few-shot runs: numbers of the queries in it, each with its class's support images."""
+    places: tuple[str, ...] = ()
+    """Few-shot runs: ROW,COLUMN in the query's map; by default three, drawn by the run's seed."""
+    root: str | None = None
+    """Few-shot runs: where the data set lies here; None: where it lay in training."""
     pool_heads: int = 1
     """Heads of an attention pool that stands in place of another pool, which weights do not tell."""
 
@@ -65,6 +74,9 @@ def show_(args: Sequence[str]) -> None:
         raise RunError(f"{options.out} is not empty, and nothing is overwritten. Name another folder with --out.")
     images = options.inputs if options.model is not None else options.inputs[1:]
     name = _check(options)
+    if options.model is None and find_recipe(str(options.inputs[0])).task == "few-shot":
+        _show_support(options, name)
+        return
     from setwise.inference import find_images
     from setwise.show import look_at, write_patches
 
@@ -77,6 +89,33 @@ def show_(args: Sequence[str]) -> None:
     for note in notes:
         print(note)
     print(f"pictures  {out} ({len(looks)})\npage      {page}")
+
+
+def _show_support(options: _Show, name: str) -> None:
+    """A few-shot run brings its own images: those of its test episodes."""
+    path = options.inputs[0]
+    if len(options.inputs) > 1:
+        raise InvalidInput(f"{path} is a few-shot run, which shows its own test episodes: leave out the images.")
+    from setwise.show.support import attend, write_support
+
+    recipe = find_recipe(str(path))
+    if options.root is not None:
+        recipe = recipe.override({"data.root": options.root})
+    places = [_place(text) for text in options.places]
+    looks = [
+        attend(path, recipe, episode=options.episode, query=query, places=places, seed=recipe.seed)
+        for query in options.query
+    ]
+    out = options.out or fresh_folder(SHOWN, name)
+    page = write_support(looks, out, title=f"Where {recipe.name} ({path}) looks, episode {options.episode}")
+    print(f"pictures  {out} ({len(looks)})\npage      {page}")
+
+
+def _place(text: str) -> tuple[int, int]:
+    parts = text.split(",")
+    if len(parts) != 2 or not all(part.strip().isdigit() for part in parts):
+        raise InvalidInput(f"--places takes ROW,COLUMN, such as 3,4, but it was given {text!r}.")
+    return int(parts[0]), int(parts[1])
 
 
 def _check(options: _Show) -> str:

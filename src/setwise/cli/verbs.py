@@ -15,6 +15,7 @@ from rich.table import Table
 
 from setwise.cli.audit import audit_
 from setwise.cli.bar import Bar
+from setwise.cli.collapse import collapse_
 from setwise.cli.data import data_
 from setwise.cli.options import NAMELESS, find_recipe, parse, parse_with_recipe, take_name
 from setwise.cli.profile import profile_
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "audit_",
+    "collapse_",
     "compare_",
     "data_",
     "export_",

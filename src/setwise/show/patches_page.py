@@ -1,6 +1,5 @@
 """The looks of a network as PNG files, one an image, and as one page."""
 
-import io
 import os
 import textwrap
 from collections.abc import Sequence
@@ -10,9 +9,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from setwise.errors import RunError
 from setwise.report.markup import Html, document, element, image, section, table
-from setwise.run_folder import unwritable, write_whole
+from setwise.run_folder import write_whole
+from setwise.show.files import DPI, new_folder, png
 from setwise.show.patches import COLOURS, Look, multiplied, overlaid, tinted
 
 __all__ = ["PAGE", "figure_of", "write_patches"]
@@ -23,7 +22,6 @@ ACROSS = 5
 SIDE = 2.6
 """Inches of a panel's width: 260 pixels at the 100 to the inch that a screen shows."""
 CAPTION = 0.45
-DPI = 100
 LETTERS = 34
 """Of a caption in a line."""
 
@@ -43,18 +41,13 @@ def write_patches(looks: Sequence[Look], folder: Path, *, title: str, notes: Seq
     Raises:
         RunError: if the folder holds something, or cannot be written.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise RunError(f"{folder} is not empty, and nothing is overwritten. Name another folder with --out.")
+    new_folder(folder)
     digits, parts = len(str(len(looks))), []
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for number, look in enumerate(looks, 1):
-            png = _png(figure_of(look))
-            write_whole(folder / f"{number:0{digits}d}-{_file_name(look.path)}.png", png)
-            parts.append(_part(look, png))
-        write_whole(folder / PAGE, document(title, element("h1", title), _about(looks, notes), *parts))
-    except OSError as error:
-        raise unwritable(folder, error) from error
+    for number, look in enumerate(looks, 1):
+        drawn = png(figure_of(look))
+        write_whole(folder / f"{number:0{digits}d}-{_file_name(look.path)}.png", drawn)
+        parts.append(_part(look, drawn))
+    write_whole(folder / PAGE, document(title, element("h1", title), _about(looks, notes), *parts))
     return folder / PAGE
 
 
@@ -95,18 +88,12 @@ def _caption(look: Look, number: int) -> str:
     return f"{look.classes[number]} ({100 * look.probabilities[number]:.1f} %)"
 
 
-def _png(figure: Figure) -> bytes:
-    held = io.BytesIO()
-    figure.savefig(held, format="png", dpi=DPI, facecolor="white", metadata={"Software": None})
-    return held.getvalue()
-
-
 def _file_name(path: Path) -> str:
     """The image's name without its ending, short enough for any file system."""
     return os.fsencode(path.stem)[:100].decode("utf-8", "replace").replace("�", "_")
 
 
-def _part(look: Look, png: bytes) -> Html | None:
+def _part(look: Look, drawn: bytes) -> Html | None:
     said = "; ".join(_caption(look, k) for k in range(len(look.classes)))
     heads = ["class", "probability, %", *(["weight on the query itself, %"] if any(look.own) else [])]
     rows = [
@@ -114,7 +101,9 @@ def _part(look: Look, png: bytes) -> Html | None:
         for k, (name, p) in enumerate(zip(look.classes, look.probabilities, strict=True))
     ]
     name = str(look.path).encode("utf-8", "replace").decode()
-    return section(name, image("image/png", png, alt=f"Where the network looked in {name}: {said}"), table(heads, rows))
+    return section(
+        name, image("image/png", drawn, alt=f"Where the network looked in {name}: {said}"), table(heads, rows)
+    )
 
 
 def _about(looks: Sequence[Look], notes: Sequence[str]) -> Html:

@@ -186,6 +186,19 @@ class EpisodeLoader(DataLoader[Any]):
 
     dataset: Episodes
 
+    def episode(self, index: int) -> tuple[EpisodeBatch, tuple[str, ...]]:
+        """One episode by its number, and the names of its classes in label order.
+
+        Raises:
+            DataError: naming the images of it that cannot be read.
+        """
+        turn = Turn(0, index)
+        batch, problems = self.dataset[turn]
+        settle(problems, on_error="raise", what="images", way_out=WAY_OUT)
+        assert batch is not None
+        pool, drawn = self.dataset.draw(turn)
+        return batch, tuple(pool.class_names[label] for label in drawn.classes.tolist())
+
     def __iter__(self) -> Iterator[EpisodeBatch]:  # type: ignore[override]
         """Episodes of one epoch.
 

@@ -1,0 +1,168 @@
+"""Few-shot runs through the command line: training, evaluation, what they attended to, and collapse."""
+
+import json
+import re
+
+import few_shot_fakes
+import numpy as np
+import pytest
+import torch
+
+from setwise.cli import main
+from setwise.cli.options import find_recipe
+from setwise.collapse import examine, gather_images
+from setwise.errors import InvalidInput
+from setwise.recipes import RECIPES
+from setwise.run import evaluate
+from setwise.run_folder import RunFolder
+from setwise.show.support import attend, support_figure
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    root = tmp_path_factory.mktemp("few-shot")
+    options = few_shot_fakes.write("omniglot", root / "data")
+    smoke = RECIPES["omniglot-ctx"].smoke
+    arguments = [f"--{name}={value}" for name, value in smoke.items() if isinstance(value, int)]
+    arguments += ["--trainer.logger", "csv", "--backbone.options.width", "4", "--backbone.options.depth", "1"]
+    arguments += [f"--data.{name}={value}" for name, value in options.items()]
+    assert main(["train", "omniglot-ctx", "--out", str(root / "run"), *arguments]) == 0
+    return RunFolder(root / "run"), arguments
+
+
+def test_results_hold_the_mean_over_test_episodes(finished):
+    folder, _ = finished
+    line = json.loads(folder.results.read_text())
+    with np.load(folder.predictions) as saved:
+        accuracies = saved["omniglot_episode_accuracy"]
+    assert len(accuracies) == 3
+    assert line["metrics"]["accuracy"] == pytest.approx(accuracies.mean())
+    assert line["variant"] == "plain"
+    assert (folder.path / "report.html").is_file()
+
+
+def test_evaluating_again_gives_the_same_numbers(finished):
+    folder, _ = finished
+    line = json.loads(folder.results.read_text())
+    metrics, classes = evaluate(folder.path)
+    assert metrics == pytest.approx(line["metrics"], abs=1e-6)
+    assert classes == []
+
+
+def test_several_sets_are_reported_each_and_trained_on_as_named(finished, tmp_path, capsys):
+    for name in ("birds", "signs"):
+        (tmp_path / "records" / name).mkdir(parents=True)
+        few_shot_fakes.write("meta-dataset", tmp_path / "records" / name)
+    _, arguments = finished
+    arguments = [*(a for a in arguments if not a.startswith("--data.root")), f"--data.root={tmp_path / 'records'}"]
+    arguments += ["--backbone.name", "cifar_resnet32", "--data.image-size", "16"]
+    assert main(["data", "meta-dataset", f"--data.root={tmp_path / 'records'}"]) == 0
+    assert "birds" in capsys.readouterr().out
+    assert main(["train", "omniglot-ctx", "--data.name", "meta-dataset", "--episodes.sources", "signs", "--out",
+                 str(tmp_path / "run"), *arguments]) == 0  # fmt: skip
+    metrics = json.loads((tmp_path / "run" / "results.jsonl").read_text())["metrics"]
+    assert metrics["accuracy"] == pytest.approx((metrics["accuracy/birds"] + metrics["accuracy/signs"]) / 2)
+    assert main(["train", "omniglot-ctx", "--data.name", "meta-dataset", "--episodes.sources", "sign", "--out",
+                 str(tmp_path / "other"), *arguments]) == 2  # fmt: skip
+    assert "did you mean 'signs'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["predict", "export", "audit"])
+def test_verbs_of_classifiers_say_what_is_missing(finished, verb, capsys):
+    folder, _ = finished
+    arguments = [str(folder.path)] if verb != "predict" else [str(folder.path), str(folder.path)]
+    assert main([verb, *arguments]) == 2
+    assert "few-shot" in capsys.readouterr().err
+
+
+def test_a_comparison_with_a_control_is_refused(finished, capsys):
+    _, arguments = finished
+    assert main(["compare", "omniglot-ctx", *arguments]) != 0
+    assert "needs a related recipe" in capsys.readouterr().err
+
+
+class TestShow:
+    def test_the_support_images_a_query_looked_at_are_a_page(self, finished, tmp_path, capsys):
+        folder, _ = finished
+        out = tmp_path / "shown"
+        assert main(["show", str(folder.path), "--query", "0", "1", "--places", "0,1", "2,3", "--out", str(out)]) == 0
+        assert sorted(path.name for path in out.iterdir()) == ["1.png", "2.png", "support.html"]
+        assert (out / "support.html").read_text().count("data:image/png") == 2
+
+    def test_weights_are_of_the_querys_class_and_sum_to_one(self, finished):
+        folder, _ = finished
+        recipe = find_recipe(str(folder.path))
+        look = attend(folder.path, recipe, places=[(0, 0), (1, 2)])
+        assert look.weights.shape[0] == 2
+        np.testing.assert_allclose(look.weights.sum((1, 2, 3)), 1, rtol=1e-5)
+        assert look.support.shape[1:] == look.query.shape
+        assert len(support_figure(look).axes) == 1 + len(look.support)
+
+    def test_places_are_drawn_by_the_seed(self, finished):
+        folder, _ = finished
+        recipe = find_recipe(str(folder.path))
+        one, two, other = (attend(folder.path, recipe, seed=seed).places for seed in (0, 0, 1))
+        assert one == two != other
+        assert len(set(one)) == 3
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["--episode", "99"], r"`episode` must be from 0 to 2, but it is 99"),
+            (["--query", "99"], r"`query` must be from 0 to .* but it is 99"),
+            (["--places", "one"], "--places takes ROW,COLUMN"),
+            (["--places", "99,0"], r"Position \(99, 0\) is outside"),
+            (["picture.png"], "leave out the images"),
+        ],
+    )
+    def test_bad_input_is_a_sentence(self, finished, arguments, message, capsys, tmp_path):
+        folder, _ = finished
+        assert main(["show", str(folder.path), *arguments, "--out", str(tmp_path / "shown")]) == 2
+        assert re.search(message, capsys.readouterr().err)
+        assert not (tmp_path / "shown").exists()
+
+
+class TestCollapse:
+    def test_two_runs_stand_side_by_side(self, finished, tmp_path, capsys):
+        folder, _ = finished
+        out = tmp_path / "shown"
+        runs = [str(folder.path), str(folder.path)]
+        assert main(["collapse", *runs, "--shown", "2", "--num-neighbours", "3", "--out", str(out)]) == 0
+        assert sorted(path.name for path in out.iterdir()) == ["1.png", "2.png", "collapse.html"]
+        assert "test" in capsys.readouterr().out
+
+    def test_test_classes_are_numbered_after_the_training_classes(self, finished):
+        folder, _ = finished
+        gallery = gather_images(folder.path, per_class=2)
+        assert torch.bincount(gallery.target).tolist() == [2] * len(gallery.class_names)
+        assert 0 < gallery.num_trained < len(gallery.class_names)
+        assert len(set(gallery.class_names)) == len(gallery.class_names)
+
+    @pytest.mark.parametrize("batch_moments", [False, True])
+    def test_the_network_is_left_as_it_was_and_the_seed_decides(self, finished, batch_moments):
+        folder, _ = finished
+        gallery = gather_images(folder.path, per_class=3)
+        one, two = (
+            examine(folder.path, gallery, num_neighbours=2, shown=3, batch_moments=batch_moments) for _ in range(2)
+        )
+        assert torch.equal(one.neighbours, two.neighbours)
+        assert one.of_test == two.of_test
+
+    def test_a_network_that_sees_nothing_is_at_chance(self, finished, monkeypatch):
+        folder, _ = finished
+        noise = torch.Generator().manual_seed(0)
+        monkeypatch.setattr(
+            "setwise.collapse.embed", lambda task, gallery, **how: torch.randn(len(gallery.images), 8, generator=noise)
+        )
+        gallery = gather_images(folder.path, per_class=130)
+        found = examine(folder.path, gallery, num_neighbours=5).of_test
+        assert abs(found.from_train - found.chance_from_train) < 0.15
+
+    def test_bad_input_is_a_sentence(self, finished, tmp_path, capsys):
+        folder, _ = finished
+        assert main(["collapse"]) == 2
+        assert "Name at least one few-shot run" in capsys.readouterr().err
+        assert main(["collapse", str(tmp_path)]) == 2
+        assert "is no run folder" in capsys.readouterr().err
+        with pytest.raises(InvalidInput, match=r"`num_neighbours` \(1000000\) must be"):
+            examine(folder.path, gather_images(folder.path, per_class=2), num_neighbours=1_000_000)
