@@ -250,6 +250,9 @@ def test_other_numbers_of_images_than_specified_are_said(tmp_path):
         ("a graph", lambda spec: spec | {"class_names": {str(n): "x" for n in range(20)}}, "leaf train-00 has another"),
         ("a graph", lambda spec: spec | {"split_subgraphs": {"TRAIN": LEADS_NOWHERE}}, "no nodes: 'b'"),
         ("flat", lambda spec: [], "holds a list"),
+        ("flat", lambda spec: spec | {"__class__": ["DatasetSpecification"]}, "`__class__` .*; known are"),
+        ("flat", lambda spec: spec | {"images_per_class": {"0": float("inf")}}, "is no specification of Meta-Dataset"),
+        ("two levels", lambda spec: spec | {"classes_per_superclass": {"0": -3}}, "TRAIN has -3 classes"),
     ],
 )  # fmt: skip
 def test_what_is_no_specification_is_refused(tmp_path, layout, spoil, message):

@@ -108,6 +108,7 @@ class Episodes(Dataset[Fetched]):
     ) -> None:
         self.sources, self.image_size, self.mean, self.std = sources, image_size, mean, std
         self.seed, self.train, self.augment = seed, train, augment
+        self.skipped: dict[str, None] = {}  # stays empty: an episode without one of its images is another task
         self.simclr_fraction = simclr_fraction if train else 0.0
         self.sharp, self.blurred = (SimCLRTransform(image_size, blur=blur) for blur in (False, True))
 
@@ -198,6 +199,11 @@ class EpisodeLoader(DataLoader[Any]):
         assert batch is not None
         pool, drawn = self.dataset.draw(turn)
         return batch, tuple(pool.class_names[label] for label in drawn.classes.tolist())
+
+    @property
+    def skipped(self) -> tuple[str, ...]:
+        """Images that were left out: none ever, but whoever asks the other loaders may ask this one."""
+        return tuple(self.dataset.skipped)
 
     def __iter__(self) -> Iterator[EpisodeBatch]:  # type: ignore[override]
         """Episodes of one epoch.

@@ -142,7 +142,7 @@ def read_specification(file: Path) -> tuple[dict[str, PartClasses], dict[int, in
         "BiLevelDatasetSpecification": _of_two_levels,
         "HierarchicalDatasetSpecification": _of_a_graph,
     }
-    if kind not in readers:
+    if not isinstance(kind, str) or kind not in readers:
         raise DataError(f"{file} has `__class__` {kind!r}; known are {', '.join(readers)}.")
     if content.get("file_pattern", FILE_PATTERN) != FILE_PATTERN:
         raise DataError(f"{file} has `file_pattern` {content['file_pattern']!r}; only {FILE_PATTERN!r} can be read.")
@@ -153,7 +153,7 @@ def read_specification(file: Path) -> tuple[dict[str, PartClasses], dict[int, in
             named = {name: label for part in parts.values() for name, label in zip(part.names, part.ids, strict=True)}
             images = {named[name]: n for split in images.values() for name, n in split.items() if name in named}
         return parts, {int(label): int(number) for label, number in images.items()}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
         if isinstance(error, DataError):
             raise DataError(f"{file}: {error}") from error
         raise DataError(f"{file} is no specification of Meta-Dataset ({error!r}).") from error
@@ -180,6 +180,8 @@ def _of_two_levels(content: Mapping[str, Any]) -> dict[str, PartClasses]:
     for part, split in SPLITS.items():
         superclasses = range(superclass, superclass + content["superclasses_per_split"].get(split, 0))
         sizes = [content["classes_per_superclass"][str(number)] for number in superclasses]
+        if min(sizes, default=0) < 0:
+            raise ValueError(f"a superclass of {split} has {min(sizes)} classes")
         ids = _ids(first, sum(sizes), content)
         above = chain.from_iterable(
             [content["superclass_names"][str(number)]] * size for number, size in zip(superclasses, sizes, strict=True)
