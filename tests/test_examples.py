@@ -78,3 +78,10 @@ def test_the_code_of_the_page_on_insertion_runs():
     page = (EXAMPLES.parent / "docs" / "insert.md").read_text()
     for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
         exec(f"from setwise.nn import insert, remove\n{code}", {})
+
+
+def test_the_code_of_the_page_on_maps_prints_what_stands_below_it(capsys):
+    page = (EXAMPLES.parent / "docs" / "maps.md").read_text()
+    code, printed = re.search(r"```python\n(.*?)```\n\n```\n(.*?)```", page, re.DOTALL).groups()
+    exec(code, {})
+    assert capsys.readouterr().out == printed
