@@ -32,6 +32,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import yaml
 from measuring import processor
 from torch import Tensor, nn
 from trust_networks import NETWORKS, accuracy, train
@@ -113,6 +114,8 @@ def measure_all(
 ) -> Iterator[dict]:
     """Lines of results, old ones first; new ones are written as they come."""
     lines = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+    if other := {line["steps"] for line in lines} - {steps}:
+        raise SystemExit(f"{file} was measured with {other} steps, not {steps}: name another --out.")
     yield from lines
     done = {(line["network"], line["method"], line["scene"]) for line in lines}
     for name, network in networks.items():
@@ -123,7 +126,8 @@ def measure_all(
                 for method in methods_of(network, image):
                     if (name, method, scene.name) not in done:
                         values = measure(network, method, scene, image, steps=steps)
-                        line = {"network": name, "kind": kind, "method": method, "scene": scene.name, **values}
+                        line = {"network": name, "kind": kind, "method": method, "scene": scene.name, "steps": steps}
+                        line |= values
                         with file.open("a") as out:
                             out.write(json.dumps(line) + "\n")
                         yield line
@@ -168,6 +172,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--side", type=int, default=96, help="pixels of a training photograph (default 96)")
     parser.add_argument("--model", help="a network of one's own, by timm's name (needs --weights and --coco)")
     parser.add_argument("--weights", type=Path, help="its file of weights")
+    parser.add_argument("--options", nargs="*", default=[], metavar="NAME=VALUE", help="its further arguments")
     parser.add_argument("--size", type=int, help="side of its pictures; by default twice --side")
     parser.add_argument("--pictures", type=int, default=60, help="of each kind (default 60)")
     parser.add_argument("--steps", type=int, default=16, help="of deletion and insertion (default 16; authors: 224)")
@@ -204,9 +209,9 @@ def main(argv: list[str] | None = None) -> None:
     if arguments.coco is not None:
         scenes["coco"] = coco(arguments.coco, count=arguments.pictures, side=size)
     if arguments.model:
-        networks[arguments.model] = create_trained(arguments.model, arguments.weights, image_size=size).to(
-            arguments.device
-        )
+        options = {name: yaml.safe_load(value) for name, value in (text.split("=", 1) for text in arguments.options)}
+        own = create_trained(arguments.model, arguments.weights, image_size=size, options=options)
+        networks[arguments.model] = own.to(arguments.device)
     lines = list(measure_all(networks, scenes, arguments.out / "trust.jsonl", steps=arguments.steps))
     about.append(
         f"* {where(arguments.device)}, {arguments.threads} threads, load {os.getloadavg()[0]:.1f}; python "

@@ -10,6 +10,9 @@ import fakes
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
+
+from setwise.models import PatchConvNet
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -95,8 +98,32 @@ def test_a_try_measures_every_map_and_a_second_call_goes_on(trust, tiny, coco, t
     trust["main"].main(command)
     assert (tmp_path / "trust.jsonl").read_text().splitlines() == lines
     assert os.stat(tmp_path / "average.pt").st_mtime_ns == before
-    with pytest.raises(SystemExit, match="name another --out"):
-        trust["main"].main([*command, "--epochs", "2"])
+    for other in (["--epochs", "2"], ["--steps", "3"]):
+        with pytest.raises(SystemExit, match="name another --out"):
+            trust["main"].main([*command, *other])
+
+
+def test_a_network_of_ones_own_is_measured_on_coco(trust, coco, tmp_path, capsys):
+    save_file(PatchConvNet(embed_dim=16, depth=1, num_classes=3).state_dict(), tmp_path / "w.safetensors")
+    command = ["--model", "patchconvnet_s60", "--weights", str(tmp_path / "w.safetensors"), "--coco", str(coco)]
+    command += ["--options", "embed_dim=16", "depth=1", "--pictures", "2", "--steps", "2", "--side", "32"]
+    trust["main"].main([*command, "--out", str(tmp_path / "out"), "--threads", "1"])
+    table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| coco")]
+    assert [row.split(" | ")[2] for row in table] == ["attention", "Grad-CAM", "centre", "uniform"]
+
+
+@pytest.mark.skipif("SETWISE_DATA" not in os.environ, reason="SETWISE_DATA names no folder of data sets")
+def test_real_sets_of_these_layouts_make_scenes(trust):
+    root = Path(os.environ["SETWISE_DATA"])
+    for listed in root.glob("*/annotations/instances_val2017.json"):
+        scenes = trust["scenes"].coco(listed.parents[1], count=4, side=64)
+        assert len(scenes) == 4
+        assert all(0.02 <= float(scene.inside.float().mean()) <= 0.7 for scene in scenes)
+    for listed in root.glob("*fewshot/train.csv"):
+        found = trust["scenes"].read_photographs(listed.parent)
+        held = torch.bincount(found.held_out_target, minlength=found.num_classes)
+        assert bool((held == 20).all())
+        assert len(trust["scenes"].grids(found, count=2, side=64)) == 2
 
 
 def test_what_is_missing_is_said_before_anything_runs(trust, tmp_path, capsys):
