@@ -45,6 +45,7 @@ def there(tmp_path_factory):
     resnet = attention_pooling(timm.create_model("test_resnet", num_classes=4), example=torch.zeros(2, 3, 64, 64))
     save_file(timm.create_model("test_resnet", num_classes=4).state_dict(), folder / "plain.safetensors")
     torch.save({f"module.{name}": value for name, value in resnet.state_dict().items()}, folder / "resnet.pth")
+    Image.new("RGB", (2, 40)).save(folder / "long.png")
     (folder / "names.txt").write_text("bee\ncat <i>\n$dog$_{\nowl\n")
     return folder
 
@@ -147,6 +148,7 @@ ONE = "--model patchconvnet_s60 --weights {there}/one.pth"
         ("{there}/images {there}/images", "is no run folder"),
         ("{there}/run {there}/nothing.png", "There is no image or folder"),
         ("{there}/run {there}/names.txt", "names.txt cannot be read as an image"),
+        ("{there}/run {there}/long.png --whole", "is 40 x 2 pixels, too long to be shown whole"),
         ("{there}/run {there}/images --top-k 0", "`top-k` must be at least 1"),
         ("{there}/run {there}/images --layer 3", "`layer` must be one of the 1 layers"),
         ("{there}/run {there}/images --classes x", "--classes belong to --model"),

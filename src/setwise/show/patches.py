@@ -26,6 +26,8 @@ COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 TINT = "inferno"
 STRONGEST = 0.75
 """Share of the colour where a map is highest."""
+LONGEST = 16
+"""Times as long as wide: beyond, the enlarged picture would fill the memory."""
 LUMINANCE = (0.299, 0.587, 0.114)
 """Of red, green and blue: ITU-R BT.601."""
 
@@ -69,7 +71,7 @@ def look_at(
 
     Raises:
         DataError: naming the first image that cannot be read.
-        InvalidInput: if the network does not take images of their size.
+        InvalidInput: if the network does not take images of their size, or a whole one is far too long.
     """
     if top_k < 1:
         raise InvalidInput(f"`top-k` must be at least 1, but it is {top_k}.")
@@ -77,7 +79,13 @@ def look_at(
 
 
 def _look(subject: Subject, path: Path, *, top_k: int, layer: int, whole: bool) -> Look:
-    image = subject.fit(decode(path), whole=whole)
+    picture = decode(path)
+    height, width = picture.shape[-2:]
+    if whole and max(height, width) > LONGEST * min(height, width):
+        raise InvalidInput(
+            f"{path} is {height} x {width} pixels, too long to be shown whole (at most {LONGEST} times as long as wide)."
+        )
+    image = subject.fit(picture, whole=whole)
     try:
         found = pool_maps(subject.network, subject.normalise(image), top_k=top_k, layer=layer)
     except (AssertionError, RuntimeError) as error:  # what torch and timm raise about sizes
