@@ -83,7 +83,7 @@ def _look(subject: Subject, path: Path, *, top_k: int, layer: int, whole: bool) 
     height, width = picture.shape[-2:]
     if whole and max(height, width) > LONGEST * min(height, width):
         raise InvalidInput(
-            f"{path} is {height} x {width} pixels, too long to be shown whole (at most {LONGEST} times its width)."
+            f"{path} is {height} x {width} pixels, too long to be shown whole (sides at most 1 to {LONGEST})."
         )
     image = subject.fit(picture, whole=whole)
     try:
