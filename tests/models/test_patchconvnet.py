@@ -1,13 +1,16 @@
 """PatchConvNet against reference tensors of the released code, and its way in for official checkpoints."""
 
+import argparse
 import os
+import urllib.error
 from pathlib import Path
 
 import pytest
 import timm
 import torch
 
-from setwise.errors import InvalidInput
+from setwise.errors import InvalidInput, MissingFile, RunError, UnknownName
+from setwise.models import create_backbone
 from setwise.models.patchconvnet import SIZES, checkpoint_filter_fn
 from setwise.nn import record_attention
 
@@ -144,6 +147,35 @@ def test_batchnorm_sees_every_batch_once():
 def test_weights_nobody_published_are_refused():
     with pytest.raises(InvalidInput, match="Nobody published weights for patchconvnet_l60"):
         timm.create_model("patchconvnet_l60", pretrained=True, **TINY)
+
+
+def no_network(*_, **__):
+    raise urllib.error.URLError("no network")
+
+
+@pytest.mark.parametrize("create", [timm.create_model, create_backbone])
+@pytest.mark.parametrize(("tag", "file"), [("", "s60_224_1k.pth"), (".fb_in22k_ft_in1k_384", "s60_384_21k.pth")])
+def test_without_a_network_it_is_said_which_file_goes_where(create, tag, file, monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.hub, "urlopen", no_network)
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
+    with pytest.raises(
+        RunError, match=rf"from https://\S*/{file} .*no network.*into {tmp_path}/checkpoints, or name it"
+    ):
+        create(f"patchconvnet_s60{tag}", pretrained=True)
+
+
+def test_a_checkpoint_on_disk_stands_in_for_the_published_one(tmp_path):
+    given, file = tiny(num_classes=1000), tmp_path / "s60.pth"
+    torch.save({"model": given.state_dict(), "args": argparse.Namespace(lr=0.1)}, file)
+    overlay = {"file": str(file)}
+    model = tiny(num_classes=1000, pretrained=True, pretrained_cfg_overlay=overlay)
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in given.state_dict().items())
+    with pytest.raises(InvalidInput, match=rf"The weights from {file} do not fit patchconvnet_s60"):
+        tiny(depth=4, num_classes=1000, pretrained=True, pretrained_cfg_overlay=overlay)
+    with pytest.raises(MissingFile, match=r"There is no weights file missing\.pth"):
+        tiny(pretrained=True, pretrained_cfg_overlay={"file": "missing.pth"})
+    with pytest.raises(UnknownName, match=r"no weights 'fb_in2k' of patchconvnet_s60\. Choices: fb_in1k, fb_in22k"):
+        tiny("patchconvnet_s60.fb_in2k", pretrained=True)
 
 
 @pytest.mark.parametrize(

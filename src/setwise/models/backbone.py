@@ -6,7 +6,7 @@ import timm
 import torch
 from torch import nn
 
-from setwise.errors import InvalidInput, RunError, UnknownName
+from setwise.errors import InvalidInput, RunError, SetwiseError, UnknownName
 from setwise.models import cifar_resnet, digits_cnn
 
 __all__ = ["OURS", "create_backbone", "feature_dim", "list_backbones"]
@@ -68,6 +68,8 @@ def create_backbone(
         except TypeError as error:
             if not size or "img_size" not in str(error):
                 raise InvalidInput(f"Backbone {name!r} does not take these options: {error}.") from error
+        except SetwiseError:  # of our own networks, which say where their weights are
+            raise
         except (OSError, RuntimeError) as error:
             if "pretrained tag" in str(error):
                 raise UnknownName(f"{error} Choices: {', '.join(timm.list_pretrained(f'{base}.*'))}.") from error

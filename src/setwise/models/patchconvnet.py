@@ -12,10 +12,16 @@ from typing import Any
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import build_model_with_cfg, generate_default_cfgs, get_pretrained_cfg, register_model
+from timm.models import (
+    build_model_with_cfg,
+    generate_default_cfgs,
+    get_arch_pretrained_cfgs,
+    get_pretrained_cfg,
+    register_model,
+)
 from torch import Tensor
 
-from setwise.errors import InvalidInput, RunError
+from setwise.errors import InvalidInput, MissingFile, RunError, UnknownName
 from setwise.models.patchconvnet_network import PatchConvNet
 
 __all__ = ["PatchConvNet", "checkpoint_filter_fn", "in_our_names"]
@@ -188,25 +194,38 @@ def _create(name: str, pretrained: bool, options: dict[str, Any]) -> PatchConvNe
     except (OSError, RuntimeError, pickle.UnpicklingError) as error:
         if not pretrained:
             raise
-        raise _unavailable(name, options.get("pretrained_cfg"), error) from error
+        raise _unavailable(name, options, error) from error
 
 
-def _unavailable(name: str, cfg: Any, error: Exception) -> Exception:
+def _unavailable(name: str, options: dict[str, Any], error: Exception) -> Exception:
     """The sentence for weights that cannot be had."""
-    url = getattr(cfg, "url", None) or (cfg or {}).get("url") if not isinstance(cfg, str) else None
-    url = url or getattr(get_pretrained_cfg(name), "url", None)
-    if not url:
+    cfg = options.get("pretrained_cfg")  # a tag, fields, or none
+    if isinstance(cfg, str) and cfg not in _tags_of(name):
+        return UnknownName(f"There are no weights {cfg!r} of {name}. Choices: {', '.join(_tags_of(name))}.")
+    if cfg is None or isinstance(cfg, str):
+        cfg = get_pretrained_cfg(f"{name}.{cfg}" if cfg else name)
+    fields = cfg if isinstance(cfg, dict) else vars(cfg)
+    fields = {**fields, **(options.get("pretrained_cfg_overlay") or {})}
+    source = fields.get("file") or fields.get("url")
+    if not source:
         return InvalidInput(
             f"Nobody published weights for {name}. Build it with pretrained=False and load a file of your own through "
             "checkpoint_filter_fn."
         )
-    if isinstance(error, pickle.UnpicklingError) or "shape" in str(error) or "Missing key" in str(error):
-        return InvalidInput(f"The weights from {url} do not fit {name}, or hold more than tensors: {error}")
+    if isinstance(error, FileNotFoundError) and fields.get("file"):
+        return MissingFile(f"There is no weights file {source}.")
+    if isinstance(error, pickle.UnpicklingError) or "size mismatch" in str(error) or "Missing key" in str(error):
+        return InvalidInput(f"The weights from {source} do not fit {name}, or hold more than tensors: {error}")
     return RunError(
-        f"The weights of {name} could not be had from {url} ({type(error).__name__}: {error}). Fetch that file where "
-        f"there is a network and put it into {torch.hub.get_dir()}/checkpoints, or name it with "
+        f"The weights of {name} could not be had from {source} ({type(error).__name__}: {error}). Fetch that file "
+        f"where there is a network and put it into {torch.hub.get_dir()}/checkpoints, or name it with "
         'pretrained_cfg_overlay={"file": PATH}.'
     )
+
+
+def _tags_of(name: str) -> list[str]:
+    """Tags of the published weights of a network, the default first."""
+    return [full.partition(".")[2] for full in get_arch_pretrained_cfgs(name) if "." in full]
 
 
 @register_model
