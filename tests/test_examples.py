@@ -1,5 +1,6 @@
 """The examples run as they are written, and show what they say they show."""
 
+import argparse
 import re
 import runpy
 import sys
@@ -9,6 +10,8 @@ import fakes
 import pytest
 import timm
 import torch
+
+import setwise.models  # noqa: F401  registers our networks with timm
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -85,3 +88,22 @@ def test_the_code_of_the_page_on_maps_prints_what_stands_below_it(capsys):
     code, printed = re.search(r"```python\n(.*?)```\n\n```\n(.*?)```", page, re.DOTALL).groups()
     exec(code, {})
     assert capsys.readouterr().out == printed
+
+
+def test_the_code_of_the_page_on_patchconvnet_runs_and_its_shapes_are_right(tmp_path, monkeypatch):
+    page = (EXAMPLES.parent / "docs" / "patchconvnet.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    weights = timm.create_model("patchconvnet_s60").state_dict()
+    torch.save({"model": weights, "args": argparse.Namespace(lr=0.1)}, "s60_224_1k.pth")
+    scores, loaded, many, where, pooled = re.findall(r"<!-- example -->\n```python\n(.*?)```", page, re.DOTALL)
+    assert names_of(scores)["scores"].shape == (2, 10)
+    assert torch.equal(names_of(loaded)["model"].head.weight, weights["head.weight"])
+    assert torch.equal(names_of(many)["model"].pool.query[0, 999], weights["pool.query"][0, 0])
+    assert names_of(where)["where"].shape == (2, 14, 20)
+    assert names_of(pooled)["where"].shape == (2, 7, 7)
+
+
+def names_of(code):
+    names = {}
+    exec(code, names)
+    return names
