@@ -1,0 +1,153 @@
+"""Do CrossTransformers and SimCLR episodes help on new classes? Omniglot and Tiny-ImageNet's few-shot split, small.
+
+Of every seed one trunk (a ResNet-8 of 16 to 64 channels at 32 pixels) learns the training classes as a classifier, and
+all arms start from it, with the same number of episodes and steps:
+
+  prototypical             prototypical network
+  prototypical + simclr    half of its episodes are SimCLR episodes
+  prototypical + augment   SimCLR's transforms as plain augmentation of every training image
+  ctx                      CrossTransformer
+  ctx + simclr             CrossTransformer, half of its episodes SimCLR episodes
+
+Training episodes are 5-way 5-shot with 10 queries a class. Every network is tested on episodes of new classes: 600
+5-way 1-shot, 600 5-way 5-shot, and 100 that vary as Meta-Dataset's do, the same ones for all arms of a seed. Nothing
+is tuned; the weights of the best check on validation classes are kept. Differences are paired over seeds, with 95 %
+intervals over seeds; with so few seeds they are wide. A run that stands in --out is not made again, so that a broken
+benchmark goes on.
+"""
+
+import argparse
+import json
+import os
+import platform
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from itertools import product
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import torch
+from measuring import processor
+
+from setwise import run
+from setwise.metrics import seed_interval
+from setwise.recipes import RECIPES, Recipe
+from setwise.run_folder import RunFolder, write_whole
+
+DATA = Path(os.environ.get("SETWISE_DATA", Path(__file__).parents[2] / "shared" / "data"))
+SETS = {"omniglot": "omniglot", "tinyimagenet-few-shot": "tinyimagenet-fewshot"}
+"""Name of the set -> its folder below SETWISE_DATA."""
+ARMS: dict[str, dict] = {
+    "prototypical": {"head.name": "prototypical"},
+    "prototypical + simclr": {"head.name": "prototypical", "episodes.simclr_fraction": 0.5},
+    "prototypical + augment": {"head.name": "prototypical", "data.augment": "simclr"},
+    "ctx": {"head.name": "cross-transformer"},
+    "ctx + simclr": {"head.name": "cross-transformer", "episodes.simclr_fraction": 0.5},
+}
+TESTS: dict[str, dict] = {
+    "5-way 1-shot": {"episodes.n_way": 5, "episodes.n_shot": 1, "episodes.n_query": 10},
+    "5-way 5-shot": {"episodes.n_way": 5, "episodes.n_shot": 5, "episodes.n_query": 10},
+    "varying": {"episodes.n_way": None, "episodes.n_shot": None, "episodes.n_query": None, "episodes.test": 100},
+}
+DIFFERENCES = (
+    ("prototypical + simclr", "prototypical"),
+    ("prototypical + augment", "prototypical"),
+    ("ctx", "prototypical"),
+    ("ctx + simclr", "ctx"),
+    ("ctx + simclr", "prototypical + simclr"),
+)
+PRETRAIN = "trunk"
+
+
+def common(data_set: str, seed: int) -> dict:
+    return {
+        "data.name": data_set,
+        "data.root": str(DATA / SETS[data_set]),
+        "data.num_workers": 0,
+        "backbone.options": {"depth": 1, "width": 16},
+        "seed": seed,
+        "trainer.logger": ("csv",),
+    }
+
+
+def trunk_recipe(data_set: str, seed: int, arguments: argparse.Namespace) -> Recipe:
+    length = {"trainer.epochs": arguments.trunk_epochs, "trainer.val_every": arguments.trunk_epochs}
+    augment = {"data.augment": "none"} if data_set == "omniglot" else {}  # a mirrored letter is another
+    return RECIPES["tinyimagenet-pretrain"].override(common(data_set, seed) | length | augment)
+
+
+def arm_recipe(data_set: str, arm: str, seed: int, trunk: Path, arguments: argparse.Namespace) -> Recipe:
+    length = {"trainer.epochs": arguments.epochs, "episodes.train": arguments.episodes}
+    start = {"backbone.weights": str(RunFolder(trunk).weights)}
+    return RECIPES["tinyimagenet-ctx"].override(common(data_set, seed) | length | start | ARMS[arm])
+
+
+def folder_of(data_set: str, arm: str, seed: int, arguments: argparse.Namespace) -> Path:
+    return arguments.out / data_set / arm / f"seed-{seed}"
+
+
+def train(data_set: str, arm: str, seed: int, arguments: argparse.Namespace) -> str:
+    torch.set_num_threads(1)
+    folder, trunk = (folder_of(data_set, name, seed, arguments) for name in (arm, PRETRAIN))
+    if arm == PRETRAIN:
+        recipe = trunk_recipe(data_set, seed, arguments)
+    else:
+        recipe = arm_recipe(data_set, arm, seed, trunk, arguments)
+    line = run.fit(recipe, folder, resume=folder.is_dir(), progress=False, say=lambda text: None)
+    if arm != PRETRAIN and not (folder / "tests.json").is_file():
+        found = {name: run.evaluate(folder, recipe=recipe.override(test))[0] for name, test in TESTS.items()}
+        write_whole(folder / "tests.json", json.dumps(found))
+    return f"{data_set}, {arm}, seed {seed}: {line['seconds']:.0f} s"
+
+
+def accuracies(data_set: str, arm: str, test: str, arguments: argparse.Namespace) -> np.ndarray:
+    files = (folder_of(data_set, arm, seed, arguments) / "tests.json" for seed in range(arguments.seeds))
+    return np.array([json.loads(file.read_text())[test]["accuracy"] for file in files])
+
+
+def tables(data_set: str, arguments: argparse.Namespace) -> list[str]:
+    head = " | ".join(TESTS)
+    lines = [f"### {data_set}", "", f"| arm | {head} |", "|---" * (1 + len(TESTS)) + "|"]
+    for arm in ARMS:
+        cells = (f"{100 * accuracies(data_set, arm, test, arguments).mean():.1f}" for test in TESTS)
+        lines.append(f"| {arm} | {' | '.join(cells)} |")
+    lines += ["", f"| difference, points | {head} |", "|---" * (1 + len(TESTS)) + "|"]
+    for a, b in DIFFERENCES:
+        cells = []
+        for test in TESTS:
+            found = seed_interval(*(accuracies(data_set, arm, test, arguments) for arm in (a, b)))
+            cells.append(f"{100 * found.estimate:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]")
+        lines.append(f"| ({a}) - ({b}) | {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the runs; new, or of a broken benchmark")
+    parser.add_argument("--sets", nargs="+", default=list(SETS), choices=SETS, help="data sets (default: both)")
+    parser.add_argument("--trunk-epochs", type=int, default=10, help="passes of the classifier (default 10)")
+    parser.add_argument("--epochs", type=int, default=10, help="checks on validation classes (default 10)")
+    parser.add_argument("--episodes", type=int, default=100, help="training episodes between them (default 100)")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, ... (default 3)")
+    parser.add_argument("--workers", type=int, default=2, help="runs at a time, of one thread each (default 2)")
+    arguments = parser.parse_args(argv)
+    if min(arguments.epochs, arguments.episodes, arguments.trunk_epochs, arguments.workers) < 1 or arguments.seeds < 2:
+        parser.error("epochs, episodes and --workers must be 1 or more, --seeds 2 or more")
+    for data_set in arguments.sets:
+        if not (DATA / SETS[data_set]).is_dir():
+            raise SystemExit(f"There is no {DATA / SETS[data_set]}; SETWISE_DATA names the folder that holds it.")
+    stages = [[PRETRAIN], list(ARMS)]
+    wanted = [list(product(arguments.sets, range(arguments.seeds), stage)) for stage in stages]
+    count, done = sum(map(len, wanted)), 0
+    with ProcessPoolExecutor(arguments.workers, mp_context=get_context("spawn")) as pool:
+        for stage in wanted:
+            for future in [pool.submit(train, data_set, arm, seed, arguments) for data_set, seed, arm in stage]:
+                done += 1
+                print(f"[{done}/{count}] {future.result()}", file=sys.stderr, flush=True)
+    print("\n".join(line for data_set in arguments.sets for line in tables(data_set, arguments)))
+    print(f"{processor()}, one thread a run; python {platform.python_version()}, torch {torch.__version__}")
+
+
+if __name__ == "__main__":
+    main()
