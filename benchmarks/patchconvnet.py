@@ -5,16 +5,17 @@ unfused attention and a linear layer for each class. Cells:
 
   s60         patchconvnet_s60 at 224 pixels
   s60_multi   patchconvnet_s60_multi, one query for each of 1000 classes
-  head        the latter's pool and classifier alone, on maps of 14 x 14
+  pool        the latter's pool and classifier alone, on maps of 14 x 14
+  head        its classifier alone, on 1000 pooled queries: one weight against 1000 layers
 
 Variants: ours; ours, whole (`thrifty=False`, so nothing is computed twice in training); twin; and twin, channels last
 (weights and images in that memory format). All must agree in scores before any is timed.
 
 The variants take turns in one process, the order rotating; a ratio is the median of the ratios of the same turn. With
 one thread the clock is that of the process (CPU time), so that other work on the machine counts less. Memory is the
-growth of peak resident memory from before the model is built, weights included, in fresh processes. A training step is
-cross entropy and its backward pass. Aims: forward pass 1.3 times as fast as the twin, training memory at most 0.8 of
-it, the head five times as fast.
+growth of peak resident memory from before the model is built, weights and input included, in fresh processes. A
+training step is cross entropy and its backward pass. Aims: forward pass 1.3 times as fast as the twin, training memory
+at most 0.8 of it, the head five times as fast.
 """
 
 import argparse
@@ -36,66 +37,87 @@ from setwise.models.patchconvnet import checkpoint_filter_fn
 from setwise.nn import AttentionPool, PerClassLinear
 
 DIM, DEPTH, CLASSES, SIDE = 384, 60, 1000, 224
-CELLS = ("s60", "s60_multi", "head")
+CELLS = ("s60", "s60_multi", "pool", "head")
 VARIANTS = ("ours", "ours, whole", "twin", "twin, channels last")
 YARDSTICK = "twin"
 
 
-def make(cell: str, variant: str, depth: int) -> nn.Module:
-    """One variant, with the weights that all variants of the cell have."""
-    torch.manual_seed(0)
-    multi = cell != "s60"
-    pool = cell == "head"
-    twin = TokenPool(DIM, CLASSES, per_class=True) if pool else TokenNetwork(DIM, depth, CLASSES, per_class=multi)
-    if variant.startswith("twin"):
-        return twin.to(memory_format=torch.channels_last) if "last" in variant else twin
-    if pool:
-        own = nn.Sequential(AttentionPool(DIM, num_queries=CLASSES, channels_first=True), PerClassLinear(DIM, CLASSES))
-        own[0].layers[0].thrifty = variant == "ours"
-        own.load_state_dict(_head_state(twin))
-        return own
-    model = timm.create_model(f"patchconvnet_{cell}", depth=depth, num_classes=CLASSES, thrifty=variant == "ours")
-    model.load_state_dict(checkpoint_filter_fn(twin.state_dict(), model), strict=True)
-    return model
+class Layers(nn.Module):
+    """A linear layer for each class: the twin's classifier alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.ModuleList(nn.Linear(DIM, 1) for _ in range(CLASSES))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([score(x[:, k]) for k, score in enumerate(self.head)], dim=1)
 
 
-def _head_state(twin: nn.Module) -> dict[str, Tensor]:
-    model = timm.create_model("patchconvnet_s60_multi", depth=1, num_classes=CLASSES)
-    state = checkpoint_filter_fn(twin.state_dict(), model)
-    numbers = {"pool": "0", "head": "1"}
-    return {f"{numbers[name.partition('.')[0]]}.{name.partition('.')[2]}": value for name, value in state.items()}
-
-
-def make_step(cell: str, variant: str, *, batch: int, training: bool, depth: int = DEPTH) -> Callable[[], Tensor]:
-    """A forward pass, or a whole training step; it returns the scores."""
-    model = make(cell, variant, depth).train(training)
-    generator = torch.Generator().manual_seed(1)
-    shape = (batch, DIM, SIDE // 16, SIDE // 16) if cell == "head" else (batch, 3, SIDE, SIDE)
-    images = torch.randn(shape, generator=generator).contiguous(memory_format=_format(variant, cell))
+def make_twin(cell: str, depth: int) -> nn.Module:
     if cell == "head":
-        images.requires_grad_(training)
-    target = torch.arange(batch) % CLASSES
+        return Layers()
+    if cell == "pool":
+        return TokenPool(DIM, CLASSES, per_class=True)
+    return TokenNetwork(DIM, depth, CLASSES, per_class=cell == "s60_multi")
 
-    def scores() -> Tensor:
-        return model(images.flatten(2).transpose(1, 2) if cell == "head" and variant.startswith("twin") else images)
+
+def make_own(cell: str, depth: int, *, thrifty: bool) -> nn.Module:
+    if cell == "head":
+        return nn.ModuleDict({"head": PerClassLinear(DIM, CLASSES)})
+    if cell == "pool":
+        pool = AttentionPool(DIM, num_queries=CLASSES, channels_first=True)
+        pool.layers[0].thrifty = thrifty
+        return nn.ModuleDict({"pool": pool, "head": PerClassLinear(DIM, CLASSES)})
+    return timm.create_model(f"patchconvnet_{cell}", depth=depth, num_classes=CLASSES, thrifty=thrifty)
+
+
+def make(cell: str, variant: str, depth: int, *, alike: bool) -> nn.Module:
+    """One variant; ``alike``: with the weights that all variants of the cell have."""
+    torch.manual_seed(0)
+    if variant.startswith("twin"):
+        twin = make_twin(cell, depth)
+        return twin.to(memory_format=torch.channels_last) if "last" in variant else twin
+    own = make_own(cell, depth, thrifty=variant == "ours")
+    if alike:
+        translator = own if cell.startswith("s60") else timm.create_model("patchconvnet_s60_multi", depth=1)
+        torch.manual_seed(0)
+        own.load_state_dict(checkpoint_filter_fn(make_twin(cell, depth).state_dict(), translator), strict=True)
+    return own
+
+
+def scores_of(model: nn.Module, cell: str, x: Tensor) -> Tensor:
+    """Each part gets its input as its own network has it."""
+    if isinstance(model, nn.ModuleDict):
+        return model["head"](model["pool"](x) if cell == "pool" else x)
+    if cell == "pool":
+        return model(x.flatten(2).transpose(1, 2))
+    return model(x)
+
+
+def make_step(
+    cell: str, variant: str, *, batch: int, training: bool, depth: int = DEPTH, alike: bool = True
+) -> Callable[[], Tensor]:
+    """A forward pass, or a whole training step; it returns the scores."""
+    model = make(cell, variant, depth, alike=alike).train(training)
+    generator = torch.Generator().manual_seed(1)
+    shapes = {"pool": (batch, DIM, SIDE // 16, SIDE // 16), "head": (batch, CLASSES, DIM)}
+    x = torch.randn(shapes.get(cell, (batch, 3, SIDE, SIDE)), generator=generator)
+    if variant == "twin, channels last" or cell == "pool":
+        x = x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+    x.requires_grad_(training and cell in shapes)
+    target = torch.arange(batch) % CLASSES
 
     def step() -> Tensor:
         if not training:
             with torch.no_grad():
-                return scores()
+                return scores_of(model, cell, x)
         model.zero_grad()
-        images.grad = None
-        out = scores()
+        x.grad = None
+        out = scores_of(model, cell, x)
         F.cross_entropy(out, target).backward()
         return out.detach()
 
     return step
-
-
-def _format(variant: str, cell: str) -> torch.memory_format:
-    """Each head gets the map as its own trunk leaves it."""
-    last = variant == "twin, channels last" or cell == "head"
-    return torch.channels_last if last else torch.contiguous_format
 
 
 def check_equal(cell: str, depth: int) -> None:
@@ -110,7 +132,7 @@ def memory_of(cell: str, variant: str, training: bool, batch: int, depth: int) -
     """MiB; to be called in a fresh process."""
     torch.nn.Linear(4, 4)(torch.randn(2, 4)).sum().backward()  # what is loaded at the first step
     before = peak_resident()
-    step = make_step(cell, variant, batch=batch, training=training, depth=depth)
+    step = make_step(cell, variant, batch=batch, training=training, depth=depth, alike=False)
     for _ in range(2):  # the second with the gradients' memory as the first left it
         step()
     return peak_resident() - before
@@ -134,7 +156,7 @@ def rows_of(cell: str, arguments: argparse.Namespace) -> list[str]:
             memory[variant] = median(fresh(__file__, *what, *sizes) for _ in readings)
         for variant, spent in taken.items():
             ratios = [other / own for own, other in zip(spent, taken[YARDSTICK], strict=True)]
-            cells = [cell, "training" if training else "forward", variant, middle(spent, 0), middle(ratios, 2)]
+            cells = [cell, "training" if training else "forward", variant, middle(spent, 1), middle(ratios, 2)]
             share = memory[variant] / memory[YARDSTICK]
             rows.append(f"| {' | '.join(cells)} | {memory[variant]:.0f} | {share:.2f} |")
             print(rows[-1], flush=True)
