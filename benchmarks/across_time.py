@@ -21,16 +21,11 @@ the mean over the seeds, and paired differences with 95 % intervals over seeds a
 import argparse
 import json
 import os
-import platform
-import sys
-from concurrent.futures import ProcessPoolExecutor
 from itertools import product
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
-import torch
-from measuring import processor
+from arms import carry_out, machine
 
 from setwise import run
 from setwise.build import build_data, build_loader
@@ -72,14 +67,13 @@ def recipe_of(arm: str, seed: int, epochs: int) -> Recipe:
     return RECIPES["cifar10-lt"].override(short | {"name": f"across-time-{epochs}"} | arms(epochs)[arm])
 
 
-def train(arm: str, seed: int, epochs: int, out: Path) -> tuple[str, float]:
+def train(arm: str, seed: int, epochs: int, out: Path) -> str:
     """One run; with a memory also its evaluation with the relation kept at test."""
-    torch.set_num_threads(1)
     recipe, folder = recipe_of(arm, seed, epochs), out / arm / f"seed-{seed}"
     line = run.fit(recipe, folder, resume=folder.is_dir(), progress=False, say=lambda text: None)
     if arm.startswith("memory") and not (folder / "at_test.npz").is_file():
         evaluate_at_test(recipe, folder)
-    return f"{arm}, seed {seed}", line["seconds"]
+    return f"{arm}, seed {seed}: {line['seconds']:.0f} s"
 
 
 def evaluate_at_test(recipe: Recipe, folder: Path) -> None:
@@ -137,14 +131,10 @@ def main(argv: list[str] | None = None) -> None:
         parser.error("--epochs and --workers must be 1 or more, --seeds 2 or more")
     if not DATA.is_dir():
         raise SystemExit(f"There is no {DATA}; SETWISE_DATA names the folder that holds cifar10-lt.")
-    wanted = list(product(range(arguments.seeds), arms(arguments.epochs)))
-    with ProcessPoolExecutor(arguments.workers, mp_context=get_context("spawn")) as pool:
-        runs = [pool.submit(train, arm, seed, arguments.epochs, arguments.out) for seed, arm in wanted]
-        for number, done in enumerate(runs):
-            name, seconds = done.result()
-            print(f"[{number + 1}/{len(runs)}] {name}: {seconds:.0f} s", file=sys.stderr, flush=True)
-    print("\n".join(tables(arguments)))
-    print(f"\n{processor()}, one thread a run; python {platform.python_version()}, torch {torch.__version__}")
+    wanted = product(range(arguments.seeds), arms(arguments.epochs))
+    jobs = [(arm, seed, arguments.epochs, arguments.out) for seed, arm in wanted]
+    carry_out(train, [jobs], workers=arguments.workers)
+    print("\n".join([*tables(arguments), "", machine()]))
 
 
 if __name__ == "__main__":

@@ -19,16 +19,11 @@ benchmark goes on.
 import argparse
 import json
 import os
-import platform
-import sys
-from concurrent.futures import ProcessPoolExecutor
 from itertools import product
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
-import torch
-from measuring import processor
+from arms import carry_out, machine
 
 from setwise import run
 from setwise.metrics import seed_interval
@@ -88,7 +83,6 @@ def folder_of(data_set: str, arm: str, seed: int, arguments: argparse.Namespace)
 
 
 def train(data_set: str, arm: str, seed: int, arguments: argparse.Namespace) -> str:
-    torch.set_num_threads(1)
     folder, trunk = (folder_of(data_set, name, seed, arguments) for name in (arm, PRETRAIN))
     if arm == PRETRAIN:
         recipe = trunk_recipe(data_set, seed, arguments)
@@ -138,15 +132,16 @@ def main(argv: list[str] | None = None) -> None:
         if not (DATA / SETS[data_set]).is_dir():
             raise SystemExit(f"There is no {DATA / SETS[data_set]}; SETWISE_DATA names the folder that holds it.")
     stages = [[PRETRAIN], list(ARMS)]
-    wanted = [list(product(arguments.sets, range(arguments.seeds), stage)) for stage in stages]
-    count, done = sum(map(len, wanted)), 0
-    with ProcessPoolExecutor(arguments.workers, mp_context=get_context("spawn")) as pool:
-        for stage in wanted:
-            for future in [pool.submit(train, data_set, arm, seed, arguments) for data_set, seed, arm in stage]:
-                done += 1
-                print(f"[{done}/{count}] {future.result()}", file=sys.stderr, flush=True)
+    wanted = [
+        [
+            (data_set, arm, seed, arguments)
+            for data_set, seed, arm in product(arguments.sets, range(arguments.seeds), stage)
+        ]
+        for stage in stages
+    ]
+    carry_out(train, wanted, workers=arguments.workers)
     print("\n".join(line for data_set in arguments.sets for line in tables(data_set, arguments)))
-    print(f"{processor()}, one thread a run; python {platform.python_version()}, torch {torch.__version__}")
+    print(machine())
 
 
 if __name__ == "__main__":
