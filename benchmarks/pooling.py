@@ -8,9 +8,9 @@
   batch norm      the class query on a trunk with BatchNorm instead of LayerNorm
 
 Every arm runs the recipe cifar10-pooling-short over the same seeds; nothing is tuned. The table has the recipe's
-primary metric (balanced accuracy after logit adjustment of a strength chosen on validation) and differences to the class
-query with 95 % intervals over seeds and test images. A run that stands in --out is not made again, so that a broken
-benchmark goes on.
+primary metric (balanced accuracy after logit adjustment of a strength chosen on validation) and differences to the
+class query with 95 % intervals over seeds and test images. A run that stands in --out is not made again, so that a
+broken benchmark goes on.
 """
 
 import argparse

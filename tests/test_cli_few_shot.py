@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import few_shot_fakes
 import numpy as np
@@ -79,6 +80,27 @@ def test_a_comparison_with_a_control_is_refused(finished, capsys):
     _, arguments = finished
     assert main(["compare", "omniglot-ctx", *arguments]) != 0
     assert "needs a related recipe" in capsys.readouterr().err
+
+
+class TestRank:
+    def test_runs_stand_side_by_side_with_their_intervals(self, finished, tmp_path, capsys):
+        folder, _ = finished
+        other = tmp_path / "other"
+        shutil.copytree(folder.path, other)
+        line = json.loads(folder.results.read_text())
+        line["metrics"]["accuracy"] = 0.999
+        (other / "results.jsonl").write_text(json.dumps(line) + "\n")
+        assert main(["rank", str(folder.path), str(other)]) == 0
+        out = capsys.readouterr().out
+        assert "99.9 ±" in out
+        assert "1.00" in out
+        assert "2.00" in out
+
+    def test_bad_input_is_a_sentence(self, tmp_path, capsys):
+        assert main(["rank"]) == 2
+        assert "Name few-shot runs" in capsys.readouterr().err
+        assert main(["rank", str(tmp_path)]) == 2
+        assert "is no run folder" in capsys.readouterr().err
 
 
 class TestShow:

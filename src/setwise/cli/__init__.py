@@ -23,6 +23,7 @@ VERBS = {
     "audit": "whether a prediction depends on its batch-mates, and at which module they come in",
     "show": "what a network attended to, patches of an image or support images, as pictures and a page",
     "collapse": "whether new classes lie beside their own kind in the features of few-shot runs",
+    "rank": "few-shot runs side by side, a column a data set, and their mean rank",
     "profile": "what models cost: parameters, multiply-adds, peak memory, images a second",
     "report": "write the HTML report of a run or a comparison again",
     "export": "write the plain model as safetensors, torch.export and ONNX",

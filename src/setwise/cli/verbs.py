@@ -19,6 +19,7 @@ from setwise.cli.collapse import collapse_
 from setwise.cli.data import data_
 from setwise.cli.options import NAMELESS, find_recipe, parse, parse_with_recipe, take_name
 from setwise.cli.profile import profile_
+from setwise.cli.rank import rank_
 from setwise.cli.show import show_
 from setwise.errors import InvalidInput, RunError
 from setwise.launch import is_first
@@ -38,6 +39,7 @@ __all__ = [
     "list_",
     "predict_",
     "profile_",
+    "rank_",
     "report_",
     "show_",
     "test_",

@@ -1,0 +1,76 @@
+"""``setwise rank``: few-shot runs side by side, a column a data set, and their mean rank."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from setwise.cli.options import parse
+from setwise.errors import InvalidInput
+from setwise.recipes import yaml_file
+from setwise.run_folder import RunFolder, read_lines
+
+__all__ = ["rank_"]
+
+ACCURACY, INTERVAL = "accuracy/", "accuracy_interval/"
+
+
+@dataclass
+class _Rank:
+    """Show the accuracy of few-shot runs on each data set, in percent with half of its 95 % interval over episodes.
+
+    The rank is the mean over the data sets that all rows have, 1 the best. Below stand the numbers that the recipes of
+    the runs report from the literature; they were taken on other episodes and mostly other trunks, and have no part in
+    the rank.
+    """
+
+    runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN...")]
+    """Folders of few-shot runs."""
+
+
+def rank_(args: Sequence[str]) -> None:
+    """``setwise rank RUN...``."""
+    runs = parse("rank", _Rank, args).runs
+    if not runs:
+        raise InvalidInput("Name few-shot runs: setwise rank RUN...")
+    from setwise.metrics import mean_rank
+
+    ours = {str(run): _measured(RunFolder(run)) for run in dict.fromkeys(runs)}
+    ranks = mean_rank({name: {data: value for data, (value, _) in row.items()} for name, row in ours.items()})
+    reported = _reported(runs)
+    columns = list(dict.fromkeys(data for row in (*ours.values(), *reported.values()) for data in row))
+    table = Table("run", *columns, "rank", box=None, pad_edge=False)
+    for name, row in ours.items():
+        cells = (f"{100 * row[c][0]:.1f} ± {100 * row[c][1]:.1f}" if c in row else "" for c in columns)
+        table.add_row(Text(name), *cells, f"{ranks[name]:.2f}")
+    for name, values in reported.items():
+        table.add_row(Text(name, style="dim"), *(f"{100 * values[c]:.1f}" if c in values else "" for c in columns), "")
+    Console().print(table)
+
+
+def _measured(folder: RunFolder) -> dict[str, tuple[float, float]]:
+    """Data set -> mean accuracy and half of its interval."""
+    recipe = yaml_file.read(folder.require(folder.recipe, "recipe"))
+    if recipe.task != "few-shot":
+        raise InvalidInput(f"{folder.path} is a {recipe.task} run, but ranks are of few-shot runs.")
+    metrics: Mapping[str, float] = read_lines(folder.require(folder.results, "result"))[-1]["metrics"]
+    several = [name.removeprefix(ACCURACY) for name in metrics if name.startswith(ACCURACY)]
+    if several:
+        return {data: (metrics[ACCURACY + data], metrics[INTERVAL + data]) for data in several}
+    return {recipe.data.name: (metrics["accuracy"], metrics["accuracy_interval"])}
+
+
+def _reported(runs: Sequence[Path]) -> dict[str, dict[str, float]]:
+    """Recipe and source -> data set -> accuracy, as the recipes of the runs have it."""
+    rows: dict[str, dict[str, float]] = {}
+    for run in runs:
+        recipe = yaml_file.read(RunFolder(run).recipe)
+        for number in recipe.reported:
+            row = rows.setdefault(f"{recipe.name}, reported: {number.source}", {})
+            row[number.metric.removeprefix(ACCURACY)] = number.value
+    return rows
