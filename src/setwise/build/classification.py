@@ -24,7 +24,8 @@ from setwise.tasks import Classification
 __all__ = ["build_data", "build_loader", "build_task"]
 
 PARTS = ("train", "val", "test")
-SERVED_BY_THE_LOADER = ("name", "augment", "mixup", "cutmix", "batch_size", "micro_batch", "num_workers", "on_error")
+OF_BATCHES = ("batch_size", "micro_batch", "mixup", "cutmix", "sampler")
+SERVED_BY_THE_LOADER = ("name", "augment", "num_workers", "on_error", *OF_BATCHES)
 
 
 def build_data(recipe: Recipe) -> Splits:
@@ -67,6 +68,8 @@ def build_loader(recipe: Recipe, splits: Splits, part: str) -> Loader:
         num_workers=data.num_workers,
         mixup=data.mixup,
         cutmix=data.cutmix,
+        sampler=data.sampler,
+        epochs=recipe.trainer.epochs,
         num_classes=len(splits.class_names),
         # Predictions that depend on the batch must not have one that is all of one class.
         mixed=recipe.relation.relate_at_test and not recipe.relation.memory,

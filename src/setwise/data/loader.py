@@ -18,6 +18,7 @@ from setwise.data.batch import Batch
 from setwise.data.dataset import Split
 from setwise.data.images import num_cores
 from setwise.data.problems import WAY_OUT, OnError, settle
+from setwise.data.samplers import draw_epoch
 from setwise.data.transforms import TRANSFORMS, Transform, normalise
 from setwise.errors import DataError, InvalidInput, choose
 from setwise.nn.gather import place
@@ -59,12 +60,23 @@ class EpochSampler(Sampler[Draw]):
         mixed: evaluate in one fixed random order, the same for every seed; training is shuffled anyway. Where
             predictions depend on the batch (relations at test time), the order of the split would give labels away:
             folders are listed class by class, so whole batches would be of one class.
+        draw: epoch -> the images of a training epoch in their order ``[size]``; None: each once, shuffled.
     """
 
-    def __init__(self, size: int, *, batch_size: int, seed: int, train: bool, mixed: bool = False) -> None:
+    def __init__(
+        self,
+        size: int,
+        *,
+        batch_size: int,
+        seed: int,
+        train: bool,
+        mixed: bool = False,
+        draw: Callable[[int], Tensor] | None = None,
+    ) -> None:
         if batch_size < 1:
             raise InvalidInput(f"`batch_size` ({batch_size}) must be at least 1.")
         self.size, self.batch_size, self.seed, self.train, self.mixed = size, batch_size, seed, train, mixed
+        self.draw = draw
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -83,7 +95,8 @@ class EpochSampler(Sampler[Draw]):
         rank, world = place()
         if self.train:
             batch_size = min(self.batch_size, self.size // world)
-            order = torch.randperm(self.size, generator=generator(self.seed, "order", self.epoch))
+            shuffled = generator(self.seed, "order", self.epoch)
+            order = self.draw(self.epoch) if self.draw else torch.randperm(self.size, generator=shuffled)
         else:
             batch_size = self.batch_size
             # Keyed by no seed: the runs of a comparison must be tested on the same batches.
@@ -195,6 +208,8 @@ def make_loader(
     mixup: float = 0.0,
     cutmix: float = 0.0,
     mixed: bool = False,
+    sampler: str = "shuffle",
+    epochs: int = 1,
     on_error: OnError = "raise",
     way_out: str = WAY_OUT,
 ) -> Loader:
@@ -212,14 +227,21 @@ def make_loader(
         mixup: alpha of mixup's Beta distribution; 0 switches it off. DeiT: 0.8.
         cutmix: alpha of CutMix's Beta distribution; 0 switches it off. DeiT: 1. With both, every batch draws one.
         mixed: evaluate in one fixed random order; see :class:`EpochSampler`. ``Batch.index`` says which image a row is.
+        sampler: which images a training epoch shows, one of ``setwise.data.samplers.SAMPLERS``.
+        epochs: of the whole training, over which the sampler "progressive" goes from one way of drawing to the other.
         on_error: an unreadable image raises, or is left out of its batch and listed in ``Loader.skipped``.
         way_out: sentence that ends the error about unreadable images.
 
     Raises:
-        UnknownName: if there is no such transform.
-        InvalidInput: if a number is out of range.
+        UnknownName: if there is no such transform or sampler.
+        InvalidInput: if a number is out of range, or a sampler is to draw images of several labels by their class.
     """
     chosen = choose(transform, TRANSFORMS, "transform")
+
+    def draw(epoch: int) -> Tensor:
+        return draw_epoch(sampler, split.target, seed=seed, epoch=epoch, epochs=epochs)
+
+    draw(0)  # what is wrong with it is said now
     workers = num_workers if num_workers is not None else 0 if split.images.in_memory else num_cores()
     batches = BatchedSplit(
         split,
@@ -234,7 +256,7 @@ def make_loader(
     return Loader(
         batches,
         batch_size=None,  # a draw is a batch already
-        sampler=EpochSampler(len(split), batch_size=batch_size, seed=seed, train=train, mixed=mixed),
+        sampler=EpochSampler(len(split), batch_size=batch_size, seed=seed, train=train, mixed=mixed, draw=draw),
         num_workers=workers,
         persistent_workers=workers > 0,
         collate_fn=as_it_is,

@@ -58,6 +58,9 @@ class Data:
     """Alpha of mixup's Beta distribution; 0 switches it off. DeiT: 0.8."""
     cutmix: float = 0.0
     """Alpha of CutMix's Beta distribution; 0 switches it off. DeiT: 1."""
+    sampler: Literal["shuffle", "class-balanced", "square-root", "class-aware", "progressive"] = "shuffle"
+    """Which images a training epoch shows: each once; by classes alike, or by the roots of their sizes; four of every
+    class in turn; or from as they occur to all classes alike over the epochs."""
     on_error: Literal["raise", "skip"] = "raise"
     """A corrupt or missing image ends the run with its name, or is skipped and counted."""
     cache: Literal["auto", "memory", "files"] = "auto"
