@@ -17,6 +17,7 @@ from setwise.build import (
     build_few_shot,
     build_loader,
     build_task,
+    check_start,
     training_sources,
 )
 from setwise.data.few_shot import EpisodeLoader, FewShotSplits
@@ -105,6 +106,7 @@ def make_work(recipe: Recipe, say: Say) -> Work:
 
 
 def _classifying(recipe: Recipe, say: Say) -> _Classifying:
+    check_start(recipe)
     splits = build_data(recipe)
     for note in splits.notes:
         say(note)

@@ -15,13 +15,13 @@ from setwise.data.few_shot import FEW_SHOT, classes_of_training
 from setwise.errors import InvalidInput, choose
 from setwise.losses import CRITERIA, Criterion, class_weights
 from setwise.metrics import by_count, by_rank
-from setwise.models import create_head, feature_dim
+from setwise.models import LearnableScale, create_head, feature_dim
 from setwise.nn import BatchFormer
 from setwise.nn.attend import fix_query_and_key, make_uniform
 from setwise.recipes import Recipe, schema
 from setwise.tasks import Classification
 
-__all__ = ["build_data", "build_loader", "build_task"]
+__all__ = ["build_data", "build_loader", "build_task", "check_start"]
 
 PARTS = ("train", "val", "test")
 OF_BATCHES = ("batch_size", "micro_batch", "mixup", "cutmix", "sampler")
@@ -104,6 +104,8 @@ def build_task(
     dim = feature_dim(backbone, **size)
     with drawn_from(recipe.seed, "head"):
         head = create_head(recipe.head.name, dim, len(class_names), scale=recipe.head.scale)
+    if isinstance(head, LearnableScale) and recipe.backbone.weights:
+        head.start_from(recipe.backbone.weights)
     groups = by_rank if recipe.groups.by == "rank" else by_count
     return Classification(
         backbone,
@@ -117,6 +119,7 @@ def build_task(
         related_weight=recipe.relation.related_weight,
         relate_at_test=recipe.relation.relate_at_test,
         multi_label=recipe.data.multi_label,
+        frozen=recipe.backbone.frozen,
         micro_batch=recipe.data.micro_batch,
         seed=recipe.seed,
     )
@@ -136,10 +139,10 @@ def _check(recipe: Recipe) -> None:
             raise InvalidInput(f"`{path}` must be at least {smallest}, but it is {value}.")
     if recipe.task != "classification":
         raise InvalidInput(f"{recipe.name} is a {recipe.task} recipe, which has no classifier of fixed classes.")
-    if recipe.episodes != schema.Episodes() or recipe.head.name not in ("linear", "cosine", "per-class"):
+    if recipe.episodes != schema.Episodes() or recipe.head.name not in ("linear", "cosine", "lws", "per-class"):
         raise InvalidInput(
             f"`episodes` and --head.name {recipe.head.name} are of few-shot recipes; {recipe.name} classifies fixed "
-            "classes (--head.name linear, cosine or per-class)."
+            "classes (--head.name linear, cosine, lws or per-class)."
         )
     if data.multi_label and recipe.criterion.name != "binary-cross-entropy":  # the others take rows of ones and zeros
         raise InvalidInput(
@@ -168,6 +171,25 @@ def _check(recipe: Recipe) -> None:
         )
     if recipe.head.name != "cosine" and recipe.head.scale != schema.Head().scale:
         raise InvalidInput(f"`head.scale` ({recipe.head.scale}) is the cosine head's: add --head.name cosine.")
+
+
+def check_start(recipe: Recipe) -> None:
+    """Refuse to begin a second stage without a first; a run that is over has its weights from elsewhere.
+
+    Raises:
+        InvalidInput: if a backbone is to be frozen at random weights, or there is no classifier to scale.
+    """
+    part, lws = recipe.backbone, recipe.head.name == "lws"
+    if part.frozen and not (part.weights or part.pretrained):
+        raise InvalidInput(
+            "`backbone.frozen` would keep random weights: name those of a first stage, --backbone.weights "
+            "runs/FIRST/weights.safetensors, or take timm's with --backbone.pretrained."
+        )
+    if lws and not (part.frozen and part.weights):
+        raise InvalidInput(
+            "--head.name lws scales the classifier of a first stage, whose features must not change: add "
+            "--backbone.frozen and --backbone.weights runs/FIRST/weights.safetensors."
+        )
 
 
 def _relation(recipe: Recipe, dim: int) -> BatchFormer | None:

@@ -155,6 +155,8 @@ def _check(recipe: Recipe) -> None:
             f"`relation.name` ({recipe.relation.name}) must be none in a few-shot recipe: who attends to whom is the "
             "head's business (--head.name)."
         )
+    if recipe.backbone.frozen:
+        raise InvalidInput("`backbone.frozen` is a classifier's; freeze a few-shot trunk by --episodes.freeze-trunk.")
     choose(data.augment, AUGMENT, "augmentation of episodes")
     for name in ("mixup", "cutmix", "batch_size", "micro_batch", "multi_label"):
         if getattr(data, name) != getattr(schema.Data(), name):

@@ -7,6 +7,7 @@ from setwise.models.backbone import OURS, create_backbone, feature_dim, list_bac
 from setwise.models.checkpoint import create_trained
 from setwise.models.cifar_resnet import CifarResNet
 from setwise.models.class_maps import cam, grad_cam
+from setwise.models.decoupled import LearnableScale, choose_exponent, tau_normalize
 from setwise.models.digits_cnn import DigitsCNN
 from setwise.models.feature_map import FeatureMap, map_channels
 from setwise.models.heads import CosineClassifier, create_head, has_class_queries, without_classifier
@@ -20,9 +21,11 @@ __all__ = [
     "CosineClassifier",
     "DigitsCNN",
     "FeatureMap",
+    "LearnableScale",
     "LoadReport",
     "PatchConvNet",
     "cam",
+    "choose_exponent",
     "create_backbone",
     "create_head",
     "create_trained",
@@ -34,5 +37,6 @@ __all__ = [
     "map_channels",
     "read_state",
     "rollout",
+    "tau_normalize",
     "without_classifier",
 ]

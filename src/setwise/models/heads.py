@@ -6,6 +6,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from setwise.errors import InvalidInput
+from setwise.models.decoupled import LearnableScale
 from setwise.models.patchconvnet import PatchConvNet
 from setwise.nn import AttentionPool, PerClassLinear
 
@@ -42,6 +43,8 @@ def create_head(name: str, dim: int, num_classes: int, *, scale: float) -> nn.Mo
     """A head by name: features ``[B, C]``, for "per-class" ``[B, K, C]``, -> scores ``[B, K]``."""
     if name == "per-class":
         return PerClassLinear(dim, num_classes)
+    if name == "lws":
+        return LearnableScale(dim, num_classes)
     return CosineClassifier(dim, num_classes, scale=scale) if name == "cosine" else nn.Linear(dim, num_classes)
 
 

@@ -147,6 +147,35 @@ CIFAR100_LDAM = CIFAR100.override(
     }
 )
 
+# The second stages of decoupled training, as the authors of Balanced Softmax set theirs for CIFAR: lr 0.1, weight decay
+# 5e-4, 2,000 iterations of 512 (105 epochs of the 9,762 images that are left for training). Cosine is ours.
+SECOND_STAGE = {
+    "data.batch_size": 512,
+    "data.sampler": "class-balanced",
+    "backbone.frozen": True,
+    "optimizer": Optimizer(lr=0.1, weight_decay=5e-4),
+    "trainer.epochs": 105,
+    "trainer.val_every": 15,
+    "paper": f"{BATCHFORMER}; Kang et al.: Decoupling, ICLR 2020, https://arxiv.org/abs/1910.09217",
+    "reported": (),
+    # The tests have no first stage to start from here; tests/test_two_stages.py runs both.
+    "smoke": SMOKE_CIFAR | {"backbone.frozen": False, "head.name": "linear"},
+}
+CIFAR100_CRT = CIFAR100.override(
+    {
+        "name": "cifar100-lt-crt",
+        "summary": "CIFAR-100-LT, second stage: a fresh classifier on the frozen backbone of --backbone.weights (cRT)",
+        **SECOND_STAGE,
+    }
+)
+CIFAR100_LWS = CIFAR100_CRT.override(
+    {
+        "name": "cifar100-lt-lws",
+        "summary": "CIFAR-100-LT, second stage: a factor a class on the classifier of --backbone.weights (LWS)",
+        "head.name": "lws",
+    }
+)
+
 IMAGE_FOLDER = Recipe(
     name="image-folder",
     summary="your own images: root/train/<class>/, root/val/<class>/, or one folder of class folders",
@@ -187,6 +216,8 @@ LONG_TAILED = (
     CIFAR100,
     CIFAR100_BALANCED,
     CIFAR100_LDAM,
+    CIFAR100_CRT,
+    CIFAR100_LWS,
     CIFAR100_SHORT,
     CIFAR100_BALANCED_SHORT,
     CIFAR10,

@@ -84,6 +84,8 @@ class Backbone:
     """Load timm's weights (needs a network the first time)."""
     weights: str | None = None
     """Start from one's own weights: a .safetensors, .pt or .pth file; what did not load is printed."""
+    frozen: bool = False
+    """Train relation and head alone, on a backbone that stays as it was loaded: a second stage."""
     options: dict[str, Any] = field(default_factory=dict)
     """Further arguments of the model, as timm names them: drop_path_rate 0.1 ..."""
 
@@ -128,10 +130,11 @@ class Relation:
 class Head:
     """Features -> class scores, one head for both streams."""
 
-    name: Literal["linear", "cosine", "per-class", "cross-transformer", "prototypical"] = "linear"
-    """A linear layer; the cosine between feature and class weight times a scale; for a backbone with a query for each
-    class (patchconvnet_s60_multi ...) a linear row of its own for each of these; in few-shot tasks attention from the
-    query's locations to the support's, or the distance to a class's mean."""
+    name: Literal["linear", "cosine", "lws", "per-class", "cross-transformer", "prototypical"] = "linear"
+    """A linear layer; the cosine between feature and class weight times a scale; one learned factor a class on the linear
+    head in backbone.weights (lws); for a backbone with a query for each class (patchconvnet_s60_multi ...) a linear row
+    of its own for each of these; in few-shot tasks attention from the query's locations to the support's, or the distance
+    to a class's mean."""
     scale: float = 30.0
     """Scale of the cosine head. LDAM and RIDE: 30."""
     dim_key: int = 128

@@ -44,6 +44,7 @@ class Classification(L.LightningModule):
         related_weight: weight of the related stream's loss against the plain stream's 1. Paper: 1.
         relate_at_test: predict from related features (transductive); the paper predicts from plain ones.
         multi_label: targets are ``[B, K]`` and several classes may be right.
+        frozen: train relation and head alone, on a backbone that stays as it was loaded.
         micro_batch: samples of which the backbone's activations are held at a time; None: all of the batch.
         seed: keys the dropout of every step, so that a resumed run draws what an unbroken one would have drawn.
 
@@ -67,6 +68,7 @@ class Classification(L.LightningModule):
         related_weight: float = 1.0,
         relate_at_test: bool = False,
         multi_label: bool = False,
+        frozen: bool = False,
         micro_batch: int | None = None,
         seed: int = 0,
     ) -> None:
@@ -75,9 +77,19 @@ class Classification(L.LightningModule):
         self.make_optimizer, self.counts, self.groups = optimizer, counts, groups
         self.attend, self.related_weight, self.relate_at_test = attend, related_weight, relate_at_test
         self.multi_label, self.micro_batch, self.seed = multi_label, micro_batch, seed
+        self.frozen = frozen
+        if frozen:
+            backbone.requires_grad_(False).eval()
         self._curves: dict[str, list[Tensor]] = {}
         self._validation: list[tuple[Tensor, Tensor]] = []
         self._warned = False
+
+    def train(self, mode: bool = True) -> "Classification":
+        """Training mode, in which a frozen backbone stays as it was loaded."""
+        super().train(mode)
+        if self.frozen:
+            self.backbone.eval()
+        return self
 
     def forward(self, image: Float[Tensor, "B c H W"]) -> Float[Tensor, "B K"]:
         """Class scores of images, as they are predicted at test time."""

@@ -1,0 +1,140 @@
+"""Classifiers for a backbone that stays as it is: what decoupled training puts in place of the first stage's head.
+
+Letters: ``B`` samples, ``C`` channels, ``K`` classes. Re-training a fresh head on class-balanced draws (cRT) needs
+nothing from here: ``backbone.frozen`` with ``data.sampler`` does it.
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from setwise.errors import InvalidInput
+from setwise.models.weights import read_state
+
+__all__ = ["EXPONENTS", "LearnableScale", "choose_exponent", "tau_normalize"]
+
+EXPONENTS = tuple(step / 20 for step in range(21))
+"""The grid of exponents, 0 to 1 in steps of 0.05. The paper searches 0 to 1 and names no step."""
+
+
+class LearnableScale(nn.Module):
+    """A linear classifier that stays as it was trained, with one learned factor a class on its scores (LWS).
+
+    The paper scales the weight of a class and leaves its bias out of account; here the factor is on the whole score,
+    bias included.
+
+    Args:
+        dim: width ``C`` of the features.
+        num_classes: classes ``K``.
+
+    Source: Kang et al., Decoupling Representation and Classifier, ICLR 2020, arXiv:1910.09217, section 4.
+
+    >>> head = LearnableScale(8, 3)
+    >>> [name for name, parameter in head.named_parameters() if parameter.requires_grad]
+    ['scales']
+    """
+
+    def __init__(self, dim: int, num_classes: int) -> None:
+        super().__init__()
+        start = nn.Linear(dim, num_classes)
+        self.weight = nn.Parameter(start.weight.detach(), requires_grad=False)
+        self.bias = nn.Parameter(start.bias.detach(), requires_grad=False)
+        self.scales = nn.Parameter(torch.ones(num_classes))
+
+    def forward(self, x: Float[Tensor, "B C"]) -> Float[Tensor, "B K"]:
+        """Scores of the fixed classifier, each times its class's factor."""
+        return self.scales * F.linear(x, self.weight, self.bias)
+
+    def start_from(self, path: str | Path) -> None:
+        """Take the linear head of a first stage, ``head.weight`` and ``head.bias`` of its weights file.
+
+        Raises:
+            MissingFile: if there is no such file.
+            InvalidInput: if it has no linear head of these sizes.
+        """
+        state = read_state(path)
+        for name, own in (("weight", self.weight), ("bias", self.bias)):
+            given = state.get(f"head.{name}")
+            if given is None or given.shape != own.shape:
+                found = "there is none" if given is None else f"it is {list(given.shape)}"
+                raise InvalidInput(
+                    f"Head lws scales the linear head of a first stage, whose `head.{name}` must be "
+                    f"{list(own.shape)}, but {found} in {path}: give the weights of a run with --head.name linear on "
+                    "the same classes, or re-train a fresh head with --head.name linear."
+                )
+            own.data.copy_(given)
+
+
+def tau_normalize(head: nn.Linear, tau: float) -> nn.Linear:
+    """A copy of a linear classifier whose class weights are ``w_j / |w_j| ** tau``, without bias.
+
+    Large classes grow long weights; dividing their length out takes that advantage away. It trains nothing.
+
+    Args:
+        head: the classifier as it was trained ``[K, C]``; its bias is left out, as in the paper.
+        tau: exponent; 0 keeps the lengths, 1 makes all of them 1. Choose it with :func:`choose_exponent`.
+
+    Raises:
+        InvalidInput: if the head is no linear layer, or tau negative or no finite number.
+
+    Source: Kang et al., ICLR 2020, arXiv:1910.09217, section 4, tau-normalised classifier.
+
+    >>> head = nn.Linear(2, 2)
+    >>> head.weight.data = torch.tensor([[3.0, 4.0], [0.0, 1.0]])
+    >>> tau_normalize(head, 1.0).weight.data
+    tensor([[0.6000, 0.8000],
+            [0.0000, 1.0000]])
+    """
+    if not isinstance(head, nn.Linear):
+        raise InvalidInput(
+            f"`head` must be a linear layer, but it is {type(head).__name__}; a cosine classifier's weights have the "
+            "length 1 already."
+        )
+    if not (math.isfinite(tau) and tau >= 0):
+        raise InvalidInput(f"`tau` must be a finite number of 0 or more, but it is {tau}.")
+    weight = head.weight.detach()
+    length = weight.norm(dim=1, keepdim=True).clamp_min(torch.finfo(weight.dtype).tiny)  # a zero weight stays zero
+    made = nn.Linear(head.in_features, head.out_features, bias=False, device=weight.device, dtype=weight.dtype)
+    made.weight.data = weight / length**tau
+    return made
+
+
+@torch.no_grad()
+def choose_exponent(
+    head: nn.Linear,
+    features: Float[Tensor, "n C"],
+    target: Int64[Tensor, "n"],
+    *,
+    exponents: Sequence[float] = EXPONENTS,
+) -> float:
+    """The ``tau`` of :func:`tau_normalize` with the best balanced accuracy, to be called with **validation** features.
+
+    The paper takes accuracy on a balanced validation set; ours is as imbalanced as what it was held out from, so here
+    each class weighs the same. Of equally good exponents the first is taken.
+
+    Args:
+        head: the classifier as it was trained.
+        features: of the validation images ``[n, C]``, never of test images.
+        target: their labels ``[n]``.
+        exponents: which to try, at least one.
+
+    Raises:
+        InvalidInput: without exponents or images, if rows do not fit, or for what :func:`tau_normalize` refuses.
+    """
+    if not exponents:
+        raise InvalidInput("`exponents` is empty: name at least one to try.")
+    if not len(target) or len(target) != len(features):
+        raise InvalidInput(f"`features` has {len(features)} rows and `target` {len(target)}; one an image.")
+    present = target.bincount(minlength=head.out_features).double()
+
+    def balanced_accuracy(tau: float) -> float:
+        right = tau_normalize(head, tau)(features).argmax(1) == target
+        hits = target[right].bincount(minlength=len(present)).double()
+        return float((hits / present)[present > 0].mean())
+
+    return max(exponents, key=balanced_accuracy)
