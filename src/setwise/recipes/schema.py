@@ -131,10 +131,10 @@ class Head:
     """Features -> class scores, one head for both streams."""
 
     name: Literal["linear", "cosine", "lws", "per-class", "cross-transformer", "prototypical"] = "linear"
-    """A linear layer; the cosine between feature and class weight times a scale; one learned factor a class on the linear
-    head in backbone.weights (lws); for a backbone with a query for each class (patchconvnet_s60_multi ...) a linear row
-    of its own for each of these; in few-shot tasks attention from the query's locations to the support's, or the distance
-    to a class's mean."""
+    """A linear layer; the cosine between feature and class weight times a scale; one learned factor a class on the
+    linear head in backbone.weights (lws); for a backbone with a query for each class (patchconvnet_s60_multi ...) a
+    linear row of its own for each of these; in few-shot tasks attention from the query's locations to the support's, or
+    the distance to a class's mean."""
     scale: float = 30.0
     """Scale of the cosine head. LDAM and RIDE: 30."""
     dim_key: int = 128
