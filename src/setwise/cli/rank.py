@@ -43,7 +43,9 @@ def rank_(args: Sequence[str]) -> None:
     ours = {str(run): _measured(RunFolder(run)) for run in dict.fromkeys(runs)}
     ranks = mean_rank({name: {data: value for data, (value, _) in row.items()} for name, row in ours.items()})
     reported = _reported(runs)
-    columns = list(dict.fromkeys(data for row in (*ours.values(), *reported.values()) for data in row))
+    columns = list(
+        dict.fromkeys([*(c for row in ours.values() for c in row), *(c for r in reported.values() for c in r)])
+    )
     table = Table("run", *columns, "rank", box=None, pad_edge=False)
     for name, row in ours.items():
         cells = (f"{100 * row[c][0]:.1f} ± {100 * row[c][1]:.1f}" if c in row else "" for c in columns)

@@ -1,0 +1,251 @@
+"""The fields of a recipe in groups, one group a part of a run; the sentence under a field is its help.
+
+Nothing here imports more than the standard library.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+__all__ = ["Backbone", "Criterion", "Data", "Episodes", "Groups", "Head", "Optimizer", "Relation", "Trainer"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """What is learned from."""
+
+    name: str = "image-folder"
+    """Data set, one of `setwise list datasets`."""
+    root: str | None = None
+    """Folder of the data set; not needed for the embedded digits."""
+    train_list: str | None = None
+    """image-list: file with one "path label" line per training image, paths relative to the root."""
+    val_list: str | None = None
+    """image-list: the same for validation; without it a part of train is held out."""
+    test_list: str | None = None
+    """image-list: the same for test."""
+    multi_label: bool = False
+    """image-list: every line may carry several labels ("path 3 17 42")."""
+    imbalance_factor: float | None = None
+    """Largest class over smallest, where the set is made long-tailed here; 1 keeps it balanced."""
+    val_fraction: float = 0.1
+    """Part of every training class held out for validation where the set brings none (at least one image of a class
+    that has two or more)."""
+    image_size: int | None = None
+    """Side in pixels of what the network sees; None: the images' own size."""
+    augment: str = "none"
+    """Training augmentation, one of `setwise list transforms`."""
+    mixup: float = 0.0
+    """Alpha of mixup's Beta distribution; 0 switches it off. DeiT: 0.8."""
+    cutmix: float = 0.0
+    """Alpha of CutMix's Beta distribution; 0 switches it off. DeiT: 1."""
+    sampler: Literal["shuffle", "class-balanced", "square-root", "class-aware", "progressive"] = "shuffle"
+    """Which images a training epoch shows: each once; by classes alike, or by the roots of their sizes; four of every
+    class in turn; or from as they occur to all classes alike over the epochs."""
+    on_error: Literal["raise", "skip"] = "raise"
+    """A corrupt or missing image ends the run with its name, or is skipped and counted."""
+    cache: Literal["auto", "memory", "files"] = "auto"
+    """Decode the set once into memory, read it from files every epoch, or decide by its size."""
+    batch_size: int = 128
+    """Samples of a training step in each process, which are also the set that the relation sees."""
+    micro_batch: int | None = None
+    """Samples of which activations are held at a time, for a batch that does not fit; exact, at 4/3 of the time. None:
+    all of the batch."""
+    num_workers: int | None = None
+    """Processes that read files; None: none for sets in memory, else the cores there are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backbone:
+    """Image -> feature."""
+
+    name: str = "resnet18"
+    """Any timm model, or one of ours (`setwise list backbones`)."""
+    pretrained: bool = False
+    """Load timm's weights (needs a network the first time)."""
+    weights: str | None = None
+    """Start from one's own weights: a .safetensors, .pt or .pth file; what did not load is printed."""
+    frozen: bool = False
+    """Train relation and head alone, on a backbone that stays as it was loaded: a second stage."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of the model, as timm names them: drop_path_rate 0.1 ..."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Relation:
+    """Who learns from whom."""
+
+    name: Literal["batchformer", "none"] = "batchformer"
+    """The module between backbone and head; none is the plain model."""
+    attend: Literal["all", "self", "same-class", "other-class", "shuffled", "uniform"] = "all"
+    """Whom a sample may attend to in training. shuffled: the same-class pattern of permuted labels; uniform: all, with
+    equal weights."""
+    num_heads: int | None = None
+    """Attention heads; None: the largest divisor of the width up to 4. Paper: 4."""
+    num_layers: int = 1
+    """Encoder layers. Paper: 1."""
+    mlp_ratio: float = 1.0
+    """Width of the feed-forward part over the feature width. Paper: 1."""
+    dropout: float = 0.5
+    """Dropout on the residual branches and inside the feed-forward part. Paper: 0.5."""
+    attention_dropout: float | None = None
+    """Dropout on the attention weights; None: as dropout. Above 0 the fused kernels are left."""
+    lr_multiplier: float = 1.0
+    """Learning rate of the relation over the network's. The authors' Balanced Softmax code: 0.1."""
+    weight_decay: float | None = None
+    """Weight decay of the relation; None: the optimizer's."""
+    related_weight: float = 1.0
+    """Weight of the related stream's loss against the plain stream's 1; the sum is divided by 1 + this weight."""
+    num_inducing: int | None = None
+    """Relate through so many learned points, for sets of thousands (not exact); None: all to all. Paper: None."""
+    memory: int = 0
+    """Features of so many past samples that are related to as well, without a gradient; for small batches. Paper: 0."""
+    gather: bool = False
+    """Relate the samples of all processes, with exact gradients; the set is then devices x batch size."""
+    relate_at_test: bool = False
+    """Keep the relation at test. Without a memory predictions of a test batch depend on each other (transductive); with
+    one, each is related to the memory of training features alone. The paper removes the relation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head:
+    """Features -> class scores, one head for both streams."""
+
+    name: Literal["linear", "cosine", "lws", "per-class", "cross-transformer", "prototypical"] = "linear"
+    """A linear layer; the cosine between feature and class weight times a scale; one learned factor a class on the
+    linear head in backbone.weights (lws); for a backbone with a query for each class (patchconvnet_s60_multi ...) a
+    linear row of its own for each of these; in few-shot tasks attention from the query's locations to the support's, or
+    the distance to a class's mean."""
+    scale: float = 30.0
+    """Scale of the cosine head. LDAM and RIDE: 30."""
+    dim_key: int = 128
+    """cross-transformer: width of keys and queries. Paper: 128."""
+    dim_value: int = 128
+    """cross-transformer: width of values. Paper: 128."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Episodes:
+    """few-shot: what an episode is made of, and how many there are."""
+
+    n_way: int | None = None
+    """Classes of an episode; None: drawn for each as Meta-Dataset draws them, 5 to 50."""
+    n_shot: int | None = None
+    """Support images of a class; None: drawn for each class, unequal ones."""
+    n_query: int | None = None
+    """Query images of a class; None: up to 10, as many as the smallest class allows."""
+    hierarchy: bool = True
+    """Draw classes that belong together (an alphabet, a branch of the class graph) where the data says so."""
+    ignore_hierarchy: float = 0.0
+    """Part of the training episodes whose classes are drawn from all. CrossTransformers on ImageNet: 0.5."""
+    simclr_fraction: float = 0.0
+    """Part of the training episodes that are SimCLR episodes: each support image its own class, and augmented copies
+    the queries. CrossTransformers: 0.5."""
+    sources: tuple[str, ...] = ()
+    """meta-dataset, several sets below the root: the sets to train on; none named: all that have training classes."""
+    train: int = 500
+    """Training episodes of an epoch; each is one step."""
+    val: int = 100
+    """Validation episodes, the same ones in every epoch. Paper: 600."""
+    test: int = 600
+    """Test episodes, the same ones for every recipe of a seed. Paper: 600."""
+    moments: Literal["support", "all"] = "support"
+    """Whose mean and variance batch norms take in training: the support set's (queries are normalised by them and do
+    not see each other, as the authors do), or all images'."""
+    test_moments: Literal["running", "support"] = "running"
+    """The same at test: the running averages (CrossTransformers), or the episode's support set."""
+    freeze_trunk: bool = False
+    """Train the head alone, on a trunk that stays as it was loaded."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Criterion:
+    """Class scores and targets -> loss."""
+
+    name: str = "cross-entropy"
+    """One of `setwise list criteria`."""
+    label_smoothing: float = 0.0
+    """Cross-entropy: part of the target spread over all classes. DeiT: 0.1."""
+    class_weights: str = "none"
+    """none; auto (inverse frequency); effective-number (Cui et al. 2019, beta 0.9999); or by name: "cat=2,dog=0.5"."""
+    reweight_epoch: int | None = None
+    """Deferred re-weighting: class weights count from this epoch (0-based) on. LDAM-DRW, 200 epochs: 160."""
+    max_margin: float = 0.5
+    """LDAM: margin of the rarest class, in units of the cosine where the head is one. Paper: 0.5."""
+    gamma: float = 2.0
+    """Focal loss: exponent of (1 - p). Paper: 2."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """Gradients -> new weights."""
+
+    name: Literal["sgd", "adamw", "lamb", "adam", "normalized-adam"] = "sgd"
+    """SGD with momentum; AdamW; LAMB for batches of thousands (its gradient is clipped to a norm of 1); Adam; or Adam
+    on gradients divided by their norm (CrossTransformers)."""
+    lr: float = 0.1
+    """Learning rate for the batch size of the recipe; not scaled by anything."""
+    momentum: float = 0.9
+    """SGD's momentum, the first beta of the others."""
+    nesterov: bool = False
+    """SGD: Nesterov's form of momentum."""
+    weight_decay: float = 5e-4
+    """Weight decay of all weights; biases and norms have it under SGD alone."""
+    schedule: Literal["cosine", "multistep", "staircase", "constant"] = "cosine"
+    """Learning rate over the epochs, after the warm-up; cosine ends at 0."""
+    warmup_epochs: int = 0
+    """Epochs over which the learning rate rises linearly from near 0."""
+    milestones: tuple[int, ...] = ()
+    """multistep: epochs at which the learning rate is multiplied by gamma."""
+    every: int = 1
+    """staircase: epochs between two multiplications by gamma."""
+    gamma: float = 0.1
+    """multistep, staircase: the factor."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trainer:
+    """How long, on what, and which weights are kept; run by Lightning."""
+
+    epochs: int = 200
+    """Passes over the training set."""
+    max_steps: int | None = None
+    """Stop after so many optimizer steps, whatever the epochs say."""
+    select: Literal["last", "best", "early-stopping"] = "last"
+    """Weights that are kept: of the last epoch, of the epoch with the best primary metric on validation, or the best
+    with training ended after `patience` checks without progress. Never chosen on test."""
+    patience: int = 10
+    """early-stopping: validation checks without progress before training ends."""
+    val_every: int = 1
+    """Epochs between validation checks."""
+    checkpoint_every: int = 1
+    """Epochs between checkpoints, from which a killed run continues."""
+    precision: str = "32-true"
+    """Lightning's precision: 32-true, bf16-mixed, 16-mixed ..."""
+    gradient_clip: float | None = None
+    """Largest norm of the gradient; None: not clipped."""
+    ema: float | None = None
+    """Decay of an exponential moving average of the weights, which is then validated and kept; None: the weights
+    themselves. DeiT: 0.99996."""
+    on_nan: Literal["stop", "skip"] = "stop"
+    """A loss that is no finite number ends the run and lists the images of its step; or steps whose gradient is none
+    are left out and counted, at the price of waiting for the device at every step."""
+    accelerator: str = "auto"
+    """Lightning's accelerator: auto, cpu, gpu ..."""
+    devices: int | None = None
+    """Devices of one machine, a process each; None: as many as torchrun or SLURM started processes, else 1."""
+    num_nodes: int | None = None
+    """Machines; None: as many as the launcher says, else 1."""
+    logger: tuple[str, ...] = ("tensorboard", "csv")
+    """Loggers by short name, or any of Lightning's by class name (WandbLogger)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Groups:
+    """Which classes are many-, medium- and few-shot, from the training counts."""
+
+    by: Literal["count", "rank"] = "count"
+    """Thresholds on the number of training images, or on the rank of a class."""
+    many: int = 100
+    """count: classes with more training images than this are many-shot. rank: so many of the largest classes."""
+    few: int = 20
+    """count: classes with fewer training images than this are few-shot. rank: so many of the smallest classes."""
