@@ -5,6 +5,7 @@ same backbone and head.
 """
 
 import inspect
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from setwise.errors import InvalidInput, choose
 from setwise.losses import CRITERIA, Criterion, class_weights
 from setwise.metrics import by_count, by_rank
 from setwise.models import LearnableScale, create_head, feature_dim
-from setwise.nn import BatchFormer
+from setwise.nn import BatchFormer, ExpertBatchFormer
 from setwise.nn.attend import fix_query_and_key, make_uniform
 from setwise.recipes import Recipe, schema
 from setwise.tasks import Classification
@@ -102,8 +103,10 @@ def build_task(
     size = {"in_chans": in_chans, "image_size": image_size}
     backbone = make_backbone(recipe, num_classes=len(class_names), say=say, **size)
     dim = feature_dim(backbone, **size)
+    num_experts = getattr(backbone, "num_experts", 1)
+    _check_experts(recipe, num_experts)
     with drawn_from(recipe.seed, "head"):
-        head = create_head(recipe.head.name, dim, len(class_names), scale=recipe.head.scale)
+        head = create_head(recipe.head.name, dim, len(class_names), scale=recipe.head.scale, num_experts=num_experts)
     if isinstance(head, LearnableScale) and recipe.backbone.weights:
         head.start_from(recipe.backbone.weights)
     groups = by_rank if recipe.groups.by == "rank" else by_count
@@ -111,7 +114,7 @@ def build_task(
         backbone,
         head,
         _criterion(recipe, counts, class_names),
-        _relation(recipe, dim),
+        _relation(recipe, dim, num_experts),
         optimizer=optimizer_factory(recipe),
         counts=counts,
         groups=groups(group_counts, many=recipe.groups.many, few=recipe.groups.few),
@@ -192,13 +195,24 @@ def check_start(recipe: Recipe) -> None:
         )
 
 
-def _relation(recipe: Recipe, dim: int) -> BatchFormer | None:
+def _check_experts(recipe: Recipe, num_experts: int) -> None:
+    if (num_experts > 1) != (recipe.criterion.name == "ride"):
+        raise InvalidInput(
+            "--criterion.name ride and a backbone of several experts (ride_resnet32) go together, but the criterion is "
+            f"{recipe.criterion.name} and {recipe.backbone.name} has {num_experts}."
+        )
+    if num_experts > 1 and recipe.head.name not in ("linear", "cosine"):
+        raise InvalidInput(f"Experts take --head.name linear or cosine, not {recipe.head.name}.")
+
+
+def _relation(recipe: Recipe, dim: int, num_experts: int) -> BatchFormer | None:
     part = recipe.relation
     if part.name == "none":
         return None
     with drawn_from(recipe.seed, "relation"):
-        relation = BatchFormer(
-            dim,
+        kind = BatchFormer if num_experts == 1 else partial(ExpertBatchFormer, num_experts=num_experts)
+        relation = kind(
+            dim // num_experts,
             num_heads=part.num_heads,
             mlp_ratio=part.mlp_ratio,
             dropout=part.dropout,
@@ -226,6 +240,8 @@ def _criterion(recipe: Recipe, counts: torch.Tensor, class_names: tuple[str, ...
         "max_margin": part.max_margin,
         "scale": recipe.head.scale if recipe.head.name == "cosine" else 1.0,  # margins in units of the cosine
         "gamma": part.gamma,
+        "diversity": part.diversity,
+        "temperature_factor": part.temperature_factor,
     }
     takes = inspect.signature(criterion).parameters
     for name, default in vars(schema.Criterion()).items():

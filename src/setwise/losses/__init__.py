@@ -9,22 +9,26 @@ from setwise.losses.long_tailed import (
     CrossEntropy,
     FocalLoss,
 )
+from setwise.losses.ride import RIDE, distillation
 
 __all__ = [
     "CRITERIA",
     "LDAM",
+    "RIDE",
     "BalancedSoftmax",
     "BinaryCrossEntropy",
     "Criterion",
     "CrossEntropy",
     "FocalLoss",
     "class_weights",
+    "distillation",
 ]
 
 CRITERIA: dict[str, type[Criterion]] = {
     "cross-entropy": CrossEntropy,
     "balanced-softmax": BalancedSoftmax,
     "ldam": LDAM,
+    "ride": RIDE,
     "focal": FocalLoss,
     "binary-cross-entropy": BinaryCrossEntropy,
 }

@@ -1,6 +1,7 @@
 """The one door to timm: backbones by name, ours among them.
 
-Importing this module registers with timm what it does not have: ``cifar_resnet32``, ``digits_cnn``, ``patchconvnet_*``.
+Importing this module registers with timm what it does not have: ``cifar_resnet32``, ``ride_resnet32``,
+``digits_cnn``, ``patchconvnet_*``.
 """
 
 from setwise.models.backbone import OURS, create_backbone, feature_dim, list_backbones
@@ -9,8 +10,10 @@ from setwise.models.cifar_resnet import CifarResNet
 from setwise.models.class_maps import cam, grad_cam
 from setwise.models.decoupled import LearnableScale, choose_exponent, tau_normalize
 from setwise.models.digits_cnn import DigitsCNN
+from setwise.models.expert_routing import ExpertAssignment, Routed, assignment_loss, assignment_target, route
 from setwise.models.feature_map import FeatureMap, map_channels
 from setwise.models.heads import CosineClassifier, create_head, has_class_queries, without_classifier
+from setwise.models.multi_expert import ExpertHead, MultiExpertCifarResNet, split_experts
 from setwise.models.patchconvnet import PatchConvNet
 from setwise.models.rollout import rollout
 from setwise.models.weights import LoadReport, load_weights, read_state
@@ -20,10 +23,16 @@ __all__ = [
     "CifarResNet",
     "CosineClassifier",
     "DigitsCNN",
+    "ExpertAssignment",
+    "ExpertHead",
     "FeatureMap",
     "LearnableScale",
     "LoadReport",
+    "MultiExpertCifarResNet",
     "PatchConvNet",
+    "Routed",
+    "assignment_loss",
+    "assignment_target",
     "cam",
     "choose_exponent",
     "create_backbone",
@@ -37,6 +46,8 @@ __all__ = [
     "map_channels",
     "read_state",
     "rollout",
+    "route",
+    "split_experts",
     "tau_normalize",
     "without_classifier",
 ]

@@ -7,12 +7,13 @@ import torch
 from torch import nn
 
 from setwise.errors import InvalidInput, RunError, SetwiseError, UnknownName
-from setwise.models import cifar_resnet, digits_cnn
+from setwise.models import cifar_resnet, digits_cnn, multi_expert
 
 __all__ = ["OURS", "create_backbone", "feature_dim", "list_backbones"]
 
 OURS = {
     "cifar_resnet32": cifar_resnet.cifar_resnet32,
+    "ride_resnet32": multi_expert.ride_resnet32,
     "digits_cnn": digits_cnn.digits_cnn,
 }
 """What this library registers with timm."""

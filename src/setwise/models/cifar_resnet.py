@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from setwise.errors import InvalidInput
 from setwise.models.pooled import PooledNetwork
 
-__all__ = ["CifarResNet", "cifar_resnet32"]
+__all__ = ["CifarResNet", "cifar_resnet32", "make_stage"]
 
 
 class CifarResNet(PooledNetwork):
@@ -36,9 +36,9 @@ class CifarResNet(PooledNetwork):
         self.num_features = self.head_hidden_size = 4 * width
         self.conv1 = nn.Conv2d(in_chans, width, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
-        self.layer1 = _stage(width, width, depth, stride=1)
-        self.layer2 = _stage(width, 2 * width, depth, stride=2)
-        self.layer3 = _stage(2 * width, 4 * width, depth, stride=2)
+        self.layer1 = make_stage(width, width, depth, stride=1)
+        self.layer2 = make_stage(width, 2 * width, depth, stride=2)
+        self.layer3 = make_stage(2 * width, 4 * width, depth, stride=2)
         self.reset_classifier(num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -70,7 +70,8 @@ class _BasicBlock(nn.Module):
         return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, before, self.padding - before))
 
 
-def _stage(dim: int, dim_out: int, depth: int, *, stride: int) -> nn.Sequential:
+def make_stage(dim: int, dim_out: int, depth: int, *, stride: int) -> nn.Sequential:
+    """``depth`` basic blocks, ``[B, dim, H, W]`` -> ``[B, dim_out, H / stride, W / stride]``."""
     first = _BasicBlock(dim, dim_out, stride)
     return nn.Sequential(first, *(_BasicBlock(dim_out, dim_out, 1) for _ in range(depth - 1)))
 

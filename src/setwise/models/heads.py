@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from setwise.errors import InvalidInput
 from setwise.models.decoupled import LearnableScale
+from setwise.models.multi_expert import ExpertHead
 from setwise.models.patchconvnet import PatchConvNet
 from setwise.nn import AttentionPool, PerClassLinear
 
@@ -39,8 +40,15 @@ class CosineClassifier(nn.Module):
         return self.scale * F.linear(F.normalize(x), F.normalize(self.weight))
 
 
-def create_head(name: str, dim: int, num_classes: int, *, scale: float) -> nn.Module:
-    """A head by name: features ``[B, C]``, for "per-class" ``[B, K, C]``, -> scores ``[B, K]``."""
+def create_head(name: str, dim: int, num_classes: int, *, scale: float, num_experts: int = 1) -> nn.Module:
+    """A head by name: features ``[B, C]``, for "per-class" ``[B, K, C]``, -> scores ``[B, K]``.
+
+    With several experts each has one of its own on its part of the features, see :class:`ExpertHead`.
+    """
+    if num_experts > 1:
+        return ExpertHead(
+            lambda: create_head(name, dim // num_experts, num_classes, scale=scale), num_experts=num_experts
+        )
     if name == "per-class":
         return PerClassLinear(dim, num_classes)
     if name == "lws":

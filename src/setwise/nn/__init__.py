@@ -6,6 +6,7 @@ from setwise.nn.attention_pool import AttentionPool, PerClassLinear
 from setwise.nn.auditing import audit
 from setwise.nn.batchformer import BatchFormer, BatchFormerV2
 from setwise.nn.cross_transformer import CrossTransformer
+from setwise.nn.experts import ExpertBatchFormer
 from setwise.nn.insertion import attention_pooling, insert, remove
 from setwise.nn.micro_batch import in_micro_batches
 from setwise.nn.pool_maps import PoolMaps, pool_maps
@@ -16,6 +17,7 @@ __all__ = [
     "BatchFormer",
     "BatchFormerV2",
     "CrossTransformer",
+    "ExpertBatchFormer",
     "PerClassLinear",
     "PoolMaps",
     "Prototypical",

@@ -173,6 +173,10 @@ class Criterion:
     """LDAM: margin of the rarest class, in units of the cosine where the head is one. Paper: 0.5."""
     gamma: float = 2.0
     """Focal loss: exponent of (1 - p). Paper: 2."""
+    diversity: float = 0.2
+    """RIDE: weight of the reward for experts that differ from their mean. Official code: 0.2, on CIFAR 0.45."""
+    temperature_factor: float = 0.05
+    """RIDE: how far the reward's temperature follows class sizes, 0..1. ImageNet-LT: 0.02, iNaturalist: 0.015."""
 
 
 @dataclass(frozen=True, kw_only=True)

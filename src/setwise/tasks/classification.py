@@ -34,7 +34,7 @@ class Classification(L.LightningModule):
 
     Args:
         backbone: images ``[B, c, H, W]`` -> features ``[B, C]``.
-        head: features -> scores ``[B, K]``, shared by both streams.
+        head: features -> scores ``[B, K]``, shared by both streams; in training also ``[B, E, K]`` of ``E`` experts.
         criterion: ``(logits [N, K], target) -> losses [N]``.
         relation: between backbone and head in training; None: the plain model.
         optimizer: factory of optimizer and schedule, called on this module and the relation.
@@ -111,7 +111,8 @@ class Classification(L.LightningModule):
         logits = self.head(z)  # [S*B, K]
         losses = self.criterion(logits, streams.tile(batch.target, like=logits))
         plain, related = streams.split(losses, like=batch.target)
-        self._keep_curves(logits.detach(), losses.detach(), batch.target)
+        scores = logits.detach() if logits.dim() == 2 else logits.detach().mean(1)  # several experts predict together
+        self._keep_curves(scores, losses.detach(), batch.target)
         if related is None:
             return plain.mean()
         return (plain.mean() + self.related_weight * related.mean()) / (1 + self.related_weight)
