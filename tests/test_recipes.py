@@ -101,7 +101,7 @@ class TestContract:
 @pytest.mark.parametrize(("option", "value"), [("global-pool", "avg"), ("stem", "linear")])
 def test_pool_and_stem_of_the_pooling_recipe_can_be_switched(option, value, tmp_path):
     recipe = RECIPES["cifar10-pooling-short"]
-    options = {f"data.{name}": value for name, value in fakes.write(recipe.data.name, tmp_path / "data").items()}
+    options = {f"data.{name}": value for name, value in every_fake.write(recipe.data.name, tmp_path / "data").items()}
     command = [*to_arguments(options | recipe.smoke), f"--backbone.options.{option}", value]
     assert main(["train", recipe.name, "--out", str(tmp_path / "run"), *command]) == 0
     assert yaml_file.read(tmp_path / "run" / "recipe.yaml").backbone.options[option.replace("-", "_")] == value

@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import Callback
 from safetensors.torch import load_file
 from surviving import FULL, TINY, At, broken_off, fit, give_up, same_weights
 
-from setwise import guards, run
+from setwise import guards, run, work
 from setwise.checkpoints import read_checkpoint
 from setwise.cli import main
 from setwise.data.loader import BatchedSplit
@@ -270,7 +270,7 @@ def test_average_selection_and_early_stopping_continue_exactly(tmp_path, epoch):
 
 def stopped_after_training(monkeypatch, recipe, out):
     with monkeypatch.context() as patch:
-        patch.setattr(run, "scores_of", give_up)
+        patch.setattr(work, "scores_of", give_up)
         with pytest.raises(ConnectionError):
             fit(recipe, out)
 
