@@ -17,6 +17,7 @@ def convolutions(monkeypatch):
     """Have convolutions be faster from the first product on, and count them."""
     monkeypatch.setattr(linear, "convolutions_are_faster", lambda: True)
     monkeypatch.setattr(linear, "LEAST_PRODUCTS", 1)
+    monkeypatch.setattr(linear, "LEAST_INPUT", 0)
     convolve, calls = F.conv2d, []
 
     def counted(*args, **options):
@@ -74,7 +75,7 @@ def test_a_wrong_width_is_torchs_error(convolutions):
 SCRIPT_TRACE_AND_EXPORT = """
 import torch
 from setwise.nn import linear
-linear.LEAST_PRODUCTS, linear.convolutions_are_faster = 1, lambda: True
+linear.LEAST_PRODUCTS, linear.LEAST_INPUT, linear.convolutions_are_faster = 1, 0, lambda: True
 layer, x = linear.Linear(6, 7).eval(), torch.randn(3, 6)
 expected = torch.nn.functional.linear(x, layer.weight, layer.bias)
 for made in (torch.jit.script(layer), torch.fx.symbolic_trace(layer), torch.export.export(layer, (x,)).module()):
@@ -92,3 +93,11 @@ def test_scripted_traced_and_exported_it_is_torchs_layer():
     command = [sys.executable, "-W", "ignore", "-c", SCRIPT_TRACE_AND_EXPORT]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "convolved\n"), done.stderr
+
+
+def test_few_rows_do_not_repay_laying_out_the_weights_anew(convolutions, monkeypatch):
+    monkeypatch.setattr(linear, "LEAST_INPUT", 1)
+    layer = Linear(6, 7)
+    for rows, counted in ((6, 0), (7, 1)):
+        layer(torch.randn(rows, 6))
+        assert len(convolutions) == counted

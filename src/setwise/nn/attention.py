@@ -15,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from setwise.errors import InvalidInput
 from setwise.nn.gather import gather_set, place
+from setwise.nn.linear import Linear, linear
 
 __all__ = ["EncoderLayer", "Recordable", "SetAttention", "is_half", "or_itself", "record_attention"]
 
@@ -49,7 +50,7 @@ class SetAttention(nn.Module):
         self.num_heads, self.dropout, self.gather = num_heads, dropout, gather
         self.in_proj_weight = nn.Parameter(torch.empty(3 * dim, dim))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * dim))
-        self.out_proj = nn.Linear(dim, dim)
+        self.out_proj = Linear(dim, dim)
         nn.init.xavier_uniform_(self.in_proj_weight)
         nn.init.zeros_(self.out_proj.bias)
 
@@ -95,11 +96,11 @@ class SetAttention(nn.Module):
             others = gather_set(x)
         if others is not None:
             dim = x.shape[-1]
-            query = F.linear(x, self.in_proj_weight[:dim], self.in_proj_bias[:dim])
-            packed = F.linear(others, self.in_proj_weight[dim:], self.in_proj_bias[dim:])
+            query = linear(x, self.in_proj_weight[:dim], self.in_proj_bias[:dim])
+            packed = linear(others, self.in_proj_weight[dim:], self.in_proj_bias[dim:])
             key, value = packed.chunk(2, -1)
         else:  # cut along the channels, so that the gradient is put together in the layout the product needs
-            query, key, value = F.linear(x, self.in_proj_weight, self.in_proj_bias).chunk(3, -1)
+            query, key, value = linear(x, self.in_proj_weight, self.in_proj_bias).chunk(3, -1)
         return self._split_heads(query), self._split_heads(key), self._split_heads(value)
 
     def _split_heads(self, x: Tensor) -> Tensor:
@@ -138,8 +139,8 @@ class EncoderLayer(nn.Module):
                 f"`mlp_ratio` ({mlp_ratio}) leaves no channel of `dim` ({dim}) in the feed-forward part."
             )
         self.self_attn = SetAttention(dim, num_heads, dropout=attention_dropout, gather=gather)
-        self.linear1 = nn.Linear(dim, hidden)
-        self.linear2 = nn.Linear(hidden, dim)
+        self.linear1 = Linear(dim, hidden)
+        self.linear2 = Linear(hidden, dim)
         self.norm1 = nn.LayerNorm(dim)
         self.norm2 = nn.LayerNorm(dim)
         self.dropout = nn.Dropout(dropout)

@@ -6,10 +6,12 @@ from torch import Tensor, nn
 
 from setwise.nn.rebuilding import convolutions_are_faster
 
-__all__ = ["Linear"]
+__all__ = ["Linear", "linear"]
 
 LEAST_PRODUCTS = 2**23
-"""Multiply-adds from which a convolution repays its call; 64 rows of 384 channels to 384 gain a fifth."""
+"""Multiply-adds from which a convolution repays its call."""
+LEAST_INPUT = 1
+"""Size of the input over the weights', which oneDNN lays out anew in every call: as many rows as channels come out."""
 
 
 class Linear(nn.Linear):
@@ -27,10 +29,17 @@ class Linear(nn.Linear):
     # Plain `Tensor` in these signatures: torch.jit.script, which timm's users call, resolves no jaxtyping annotation.
     def forward(self, input: Tensor) -> Tensor:
         """``[..., in_features] -> [..., out_features]``."""
-        if not torch.jit.is_scripting():  # noqa: SIM102  torch.jit.script reads past this condition alone
-            if _convolution_is_faster(input, self.weight):
-                return _as_convolution(input, self.weight, self.bias)
-        return F.linear(input, self.weight, self.bias)
+        if not torch.jit.is_scripting():
+            y = linear(input, self.weight, self.bias)
+        else:
+            y = F.linear(input, self.weight, self.bias)
+        return y
+
+
+@torch.jit.unused
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``torch.nn.functional.linear``, computed as :class:`Linear` is."""
+    return _as_convolution(x, weight, bias) if _convolution_is_faster(x, weight) else F.linear(x, weight, bias)
 
 
 def _convolution_is_faster(x: Tensor, weight: Tensor) -> bool:
@@ -41,6 +50,7 @@ def _convolution_is_faster(x: Tensor, weight: Tensor) -> bool:
         and x.dtype == weight.dtype == torch.float32
         and x.shape[-1] == weight.shape[1]  # else let torch say what is wrong
         and x.numel() * weight.shape[0] >= LEAST_PRODUCTS
+        and x.numel() >= LEAST_INPUT * weight.numel()
         and not torch.is_autocast_enabled("cpu")
         and convolutions_are_faster()
     )
