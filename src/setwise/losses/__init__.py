@@ -1,6 +1,7 @@
 """Criteria: ``criterion(logits [N, K], target) -> losses [N]``, one loss per sample, all called alike."""
 
 from setwise.losses.class_weights import class_weights
+from setwise.losses.contrastive import nt_xent, parametric_contrastive
 from setwise.losses.long_tailed import (
     LDAM,
     BalancedSoftmax,
@@ -22,6 +23,8 @@ __all__ = [
     "FocalLoss",
     "class_weights",
     "distillation",
+    "nt_xent",
+    "parametric_contrastive",
 ]
 
 CRITERIA: dict[str, type[Criterion]] = {

@@ -9,6 +9,7 @@ from setwise.nn.cross_transformer import CrossTransformer
 from setwise.nn.experts import ExpertBatchFormer
 from setwise.nn.insertion import attention_pooling, insert, remove
 from setwise.nn.micro_batch import in_micro_batches
+from setwise.nn.momentum import KeyQueue, follow
 from setwise.nn.pool_maps import PoolMaps, pool_maps
 from setwise.nn.prototypical import Prototypical
 
@@ -18,11 +19,13 @@ __all__ = [
     "BatchFormerV2",
     "CrossTransformer",
     "ExpertBatchFormer",
+    "KeyQueue",
     "PerClassLinear",
     "PoolMaps",
     "Prototypical",
     "attention_pooling",
     "audit",
+    "follow",
     "functional",
     "in_micro_batches",
     "insert",
