@@ -117,7 +117,7 @@ def parametric_contrastive(
             f"{list(others.shape)} with {len(others_target)}."
         )
     query, features = _full(query), torch.cat([_full(query), _full(others.detach())])
-    log_prior = (counts / counts.sum() + PRIOR_FLOOR).log()
+    log_prior = (counts / counts.sum() + PRIOR_FLOOR).log().to(class_logits.device)
     centres = (_full(class_logits) + log_prior) / prior_temperature  # [N, K]
     contrast = query @ features.T / temperature  # [N, N + M]
     itself = _itself(contrast)
