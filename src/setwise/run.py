@@ -217,5 +217,6 @@ def _quiet() -> None:
         ".*LeafSpec.*",
         ".*Checkpoint directory.*",
         ".*log_every_n_steps.*",
+        ".*in eval mode at the start of training.*",  # a frozen backbone
     ):
         warnings.filterwarnings("ignore", message)
