@@ -6,6 +6,7 @@ all arms start from it, with the same number of episodes and steps:
   prototypical             prototypical network
   prototypical + simclr    half of its episodes are SimCLR episodes
   prototypical + augment   SimCLR's transforms as plain augmentation of every training image
+  prototypical + loss      SimCLR's loss between two views of the support images, beside the episode's
   ctx                      CrossTransformer
   ctx + simclr             CrossTransformer, half of its episodes SimCLR episodes
 
@@ -37,6 +38,7 @@ ARMS: dict[str, dict] = {
     "prototypical": {"head.name": "prototypical"},
     "prototypical + simclr": {"head.name": "prototypical", "episodes.simclr_fraction": 0.5},
     "prototypical + augment": {"head.name": "prototypical", "data.augment": "simclr"},
+    "prototypical + loss": {"head.name": "prototypical", "episodes.contrastive_weight": 1.0},
     "ctx": {"head.name": "cross-transformer"},
     "ctx + simclr": {"head.name": "cross-transformer", "episodes.simclr_fraction": 0.5},
 }
@@ -48,6 +50,7 @@ TESTS: dict[str, dict] = {
 DIFFERENCES = (
     ("prototypical + simclr", "prototypical"),
     ("prototypical + augment", "prototypical"),
+    ("prototypical + loss", "prototypical"),
     ("ctx", "prototypical"),
     ("ctx + simclr", "ctx"),
     ("ctx + simclr", "prototypical + simclr"),

@@ -8,6 +8,7 @@ from torch import nn
 from setwise.build import build_few_shot
 from setwise.data.few_shot import EpisodeBatch
 from setwise.errors import InvalidInput
+from setwise.losses import nt_xent
 from setwise.recipes import RECIPES
 from setwise.tasks import EpisodeScore, FewShot
 
@@ -65,6 +66,20 @@ def test_the_score_is_the_part_of_queries_that_are_right():
     assert task.score(batch) == EpisodeScore(7, right / len(batch.query), WAYS, WAYS * SHOTS)
 
 
+def test_a_contrastive_loss_is_added_with_its_weight():
+    batch, draw = make_batch(), torch.Generator().manual_seed(1)
+    views = torch.randn(2 * len(batch.support), 3, SIDE, SIDE, generator=draw)
+    losses = [
+        make(episodes__contrastive_weight=weight).train().training_step(batch._replace(views=views), 0)
+        for weight in (1.0, 2.0)
+    ]
+    task = make().train()
+    own = task.training_step(batch, 0)
+    one, other = task.trunk(views).mean((2, 3)).chunk(2)
+    torch.testing.assert_close(losses[0], own + nt_xent(one, other).mean(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(losses[1] - losses[0], nt_xent(one, other).mean(), rtol=1e-4, atol=1e-4)
+
+
 def test_a_frozen_trunk_stays_as_it_was_loaded():
     task = make(episodes__freeze_trunk=True).train()
     before = {name: value.clone() for name, value in task.trunk.state_dict().items()}
@@ -92,6 +107,8 @@ def test_metrics_are_mean_and_interval_over_episodes():
         ({"episodes.test": 0}, "`episodes.test` must be at least 1, but it is 0"),
         ({"episodes.simclr_fraction": 1.5}, "`episodes.simclr_fraction` must be from 0 to 1"),
         ({"head.name": "prototypical", "episodes.freeze_trunk": True}, "there is nothing to train"),
+        ({"episodes.contrastive_weight": -1.0}, "`episodes.contrastive_weight` must be at least 0"),
+        ({"episodes.contrastive_weight": 1.0, "episodes.freeze_trunk": True}, "trains the trunk"),
         ({"episodes.freeze_trunk": True, "episodes.test_moments": "support"}, "A frozen trunk keeps its moments"),
     ],
 )

@@ -95,6 +95,7 @@ def build_episode_loader(recipe: Recipe, sets: Sequence[FewShotSplits], part: st
         train=train,
         simclr_fraction=episodes.simclr_fraction if train else 0.0,
         augment=AUGMENT[recipe.data.augment] if train else "none",
+        views=train and episodes.contrastive_weight > 0,
         num_workers=recipe.data.num_workers,
     )
 
@@ -128,6 +129,7 @@ def build_few_shot(recipe: Recipe, *, in_chans: int, image_size: int, say: Say =
         trunk,
         head,
         optimizer=optimizer_factory(recipe),
+        contrastive_weight=recipe.episodes.contrastive_weight,
         moments=recipe.episodes.moments,
         test_moments=recipe.episodes.test_moments,
         freeze_trunk=recipe.episodes.freeze_trunk,
@@ -170,6 +172,12 @@ def _check(recipe: Recipe) -> None:
     for name in ("simclr_fraction", "ignore_hierarchy"):
         if not 0 <= getattr(episodes, name) <= 1:
             raise InvalidInput(f"`episodes.{name}` must be from 0 to 1, but it is {getattr(episodes, name)}.")
+    if episodes.contrastive_weight < 0:
+        raise InvalidInput(
+            f"`episodes.contrastive_weight` must be at least 0, but it is {episodes.contrastive_weight}."
+        )
+    if episodes.contrastive_weight and episodes.freeze_trunk:
+        raise InvalidInput("`episodes.contrastive_weight` trains the trunk, which --episodes.freeze-trunk forbids.")
     if episodes.freeze_trunk and recipe.head.name == "prototypical":
         raise InvalidInput(
             "A prototypical head has no weights, so with --episodes.freeze-trunk there is nothing to train; evaluate "

@@ -140,6 +140,9 @@ class Episodes:
     simclr_fraction: float = 0.0
     """Part of the training episodes that are SimCLR episodes: each support image its own class, and augmented copies
     the queries. CrossTransformers: 0.5."""
+    contrastive_weight: float = 0.0
+    """Weight of SimCLR's loss between two views of the support images, beside the episode's own loss; what SimCLR
+    episodes stand in for. CrossTransformers: 0."""
     sources: tuple[str, ...] = ()
     """meta-dataset, several sets below the root: the sets to train on; none named: all that have training classes."""
     train: int = 500

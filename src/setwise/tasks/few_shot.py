@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from setwise import seeds
 from setwise.data.few_shot import EpisodeBatch
 from setwise.errors import RunError
+from setwise.losses import nt_xent
 from setwise.metrics import mean_interval
 from setwise.nn.gather import gather_objects
 from setwise.nn.support_moments import support_moments
@@ -48,6 +49,8 @@ class FewShot(L.LightningModule):
         head: ``(query maps, support maps, support targets) -> scores [Q, K]``, such as
             :class:`setwise.nn.CrossTransformer`.
         optimizer: factory of optimizer and schedule, called on this module.
+        contrastive_weight: weight of SimCLR's loss between the two views of the support images in
+            ``EpisodeBatch.views``, on pooled features without a projection; 0: none.
         moments: whose mean and variance batch norms take in training: the ``"support"`` set's, or ``"all"`` images'
             (then queries see each other).
         test_moments: the same in evaluation: ``"running"`` averages, or the episode's ``"support"`` set. Paper: running
@@ -64,6 +67,7 @@ class FewShot(L.LightningModule):
         head: nn.Module,
         *,
         optimizer: OptimizerFactory,
+        contrastive_weight: float = 0.0,
         moments: str = "support",
         test_moments: str = "running",
         freeze_trunk: bool = False,
@@ -71,6 +75,7 @@ class FewShot(L.LightningModule):
     ) -> None:
         super().__init__()
         self.trunk, self.head, self.make_optimizer = trunk, head, optimizer
+        self.contrastive_weight = contrastive_weight
         self.moments, self.test_moments, self.freeze_trunk, self.seed = moments, test_moments, freeze_trunk, seed
         if freeze_trunk:
             trunk.requires_grad_(False).eval()
@@ -106,14 +111,18 @@ class FewShot(L.LightningModule):
             return torch.cat([self.trunk(part) for part in image.split(IMAGES_AT_ONCE)])
 
     def training_step(self, batch: EpisodeBatch, batch_idx: int) -> Tensor:
-        """Cross-entropy over the queries of one episode."""
+        """Cross-entropy over the queries of one episode, and SimCLR's loss where it has a weight."""
         logits = self(batch.support, batch.support_target, batch.query)  # [Q, K]
         loss = F.cross_entropy(logits, batch.query_target)
         kind = "simclr" if batch.simclr else "episode"
         correct = (logits.detach().argmax(1) == batch.query_target).float().mean()
         self._curves.setdefault(f"train/{kind}_loss", []).append(loss.detach())
         self._curves.setdefault(f"train/{kind}_accuracy", []).append(correct)
-        return loss
+        if batch.views is None:
+            return loss
+        contrastive = nt_xent(*self.trunk(batch.views).mean((2, 3)).chunk(2)).mean()
+        self._curves.setdefault("train/contrastive_loss", []).append(contrastive.detach())
+        return loss + self.contrastive_weight * contrastive
 
     def on_train_batch_start(self, batch: EpisodeBatch, batch_idx: int) -> None:
         """Key everything random in the step by seed, epoch, step and rank."""

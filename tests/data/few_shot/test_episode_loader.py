@@ -225,3 +225,15 @@ def test_a_pool_needs_its_sampler_and_a_list_of_pools_no_other():
         make_episode_loader(pool, **options)
     with pytest.raises(InvalidInput, match="no \\(pool, sampler\\)"):
         make_episode_loader([], **options)
+
+
+def test_two_views_of_every_support_image_come_where_they_are_asked_for_in_training_alone():
+    pool = pool_of([8] * 5, side=8)
+    options = {"views": True, "num_workers": 0}
+    batch = epoch_of(loader_of(pool, **options))[0]
+    assert batch.views.shape == (2 * len(batch.support), 3, 8, 8)
+    one, other = batch.views.chunk(2)
+    assert not torch.equal(one, other)
+    assert equal([batch], epoch_of(loader_of(pool, **options))[:1])
+    assert all(b.views is None for b in epoch_of(loader_of(pool, train=False, **options)))
+    torch.testing.assert_close(batch.support, epoch_of(loader_of(pool))[0].support)

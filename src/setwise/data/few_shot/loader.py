@@ -46,6 +46,8 @@ class EpisodeBatch(NamedTuple):
     """Number of the episode in its epoch, among those of all processes."""
     simclr: bool
     """Every support image is a class of its own, and the queries are views of them."""
+    views: Float32[Tensor, "two_s 3 h w"] | None = None
+    """Two views of every support image, the first ones of all, then the second ones; where they were asked for."""
 
 
 class Turn(NamedTuple):
@@ -105,11 +107,13 @@ class Episodes(Dataset[Fetched]):
         train: bool,
         simclr_fraction: float,
         augment: Augment,
+        views: bool = False,
     ) -> None:
         self.sources, self.image_size, self.mean, self.std = sources, image_size, mean, std
         self.seed, self.train, self.augment = seed, train, augment
         self.skipped: dict[str, None] = {}  # stays empty: an episode without one of its images is another task
         self.simclr_fraction = simclr_fraction if train else 0.0
+        self.views = views and train
         self.sharp, self.blurred = (SimCLRTransform(image_size, blur=blur) for blur in (False, True))
 
     def __getitem__(self, turn: Turn) -> Fetched:
@@ -133,6 +137,7 @@ class Episodes(Dataset[Fetched]):
             query_target=episode.query_target,
             index=turn.index,
             simclr=simclr,
+            views=self._two_views(support, turn) if self.views else None,
         )
         return Fetched(batch, ())
 
@@ -148,6 +153,9 @@ class Episodes(Dataset[Fetched]):
         if self.train:
             return generator(self.seed, purpose, turn.epoch, turn.index)
         return generator(self.seed, "evaluation", purpose, turn.index)  # the same in every epoch
+
+    def _two_views(self, images: UInt8[Tensor, "n 3 h w"], turn: Turn) -> Tensor:
+        return torch.cat([self._view(images, turn, f"{number} of two", change=True) for number in ("one", "other")])
 
     def _view(self, images: UInt8[Tensor, "n 3 h w"], turn: Turn, what: str, *, change: bool) -> Tensor:
         """Normalised; views of the images in SimCLR episodes and where all training images are augmented."""
@@ -235,6 +243,7 @@ def make_episode_loader(
     train: bool,
     simclr_fraction: float = 0.0,
     augment: Augment = "none",
+    views: bool = False,
     num_workers: int | None = None,
 ) -> EpisodeLoader:
     """Episodes of a part, the same for the same seed, whatever ran before and in however many processes.
@@ -250,6 +259,7 @@ def make_episode_loader(
             episodes nor augmentation.
         simclr_fraction: probability that a training episode becomes a SimCLR episode. Paper: 0.5.
         augment: "simclr" changes all training images as those of SimCLR episodes are; "none" changes only those.
+        views: give two of SimCLR's views of each training episode's support images, for a loss of their own.
         num_workers: processes that read and augment; None: the cores there are for images in files and for SimCLR's
             views, else none.
 
@@ -265,7 +275,7 @@ def make_episode_loader(
     if not 0 <= simclr_fraction <= 1:
         raise InvalidInput(f"`simclr_fraction` ({simclr_fraction:g}) is a probability: 0 to 1.")
     choose(augment, ("none", "simclr"), "augmentation of episodes")
-    busy = train and (simclr_fraction > 0 or augment != "none")
+    busy = train and (simclr_fraction > 0 or augment != "none" or views)
     idle = all(source.images.in_memory for source, _ in sources) and not busy
     workers = num_workers if num_workers is not None else 0 if idle else num_cores()
     dataset = Episodes(
@@ -277,6 +287,7 @@ def make_episode_loader(
         train=train,
         simclr_fraction=simclr_fraction,
         augment=augment,
+        views=views,
     )
     return EpisodeLoader(
         dataset,
