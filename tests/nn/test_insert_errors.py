@@ -195,3 +195,13 @@ def test_a_code_path_around_the_relation_is_noticed():
     model = insert(Around(), "batchformer-v2", at="norm", dim=4, channels_first=True)
     with pytest.raises(InvalidInput, match=r"must have 16 rows, both streams of 8 samples.*\(8, 2\).*not reached"):
         model(tiny.images(B, 16))
+
+
+def test_a_detector_whose_boxes_need_the_decoders_points_says_where_else_a_relation_fits():
+    model = tiny.conditional_detr(num_labels=7)
+    before = set(dict(model.named_modules()))
+    with pytest.raises(
+        InvalidInput, match=r'adds points of its decoder .* insert\(model, "batchformer-v2", at=\[0\]\)'
+    ):
+        insert(model, "batchformer")
+    assert set(dict(model.named_modules())) == before

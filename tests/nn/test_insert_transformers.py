@@ -294,6 +294,13 @@ def test_padding_of_text_is_kept_out_unless_asked_for(make):
     assert reach_of_padding(attending, batch) > 1e-5
 
 
+@pytest.mark.parametrize("place", ["bert.embeddings", "bert.embeddings.LayerNorm"])
+def test_a_layer_that_is_given_no_mask_keeps_the_models_padding_out(place):
+    batch = tiny.text(4, padded=True)
+    assert reach_of_padding(inserted(tiny.bert(), at=place), batch) == 0
+    assert reach_of_padding(inserted(tiny.bert(), at=place, mask_padding=False), batch) > 1e-5
+
+
 def test_the_padding_of_images_is_attended_as_in_the_paper_unless_kept_out():
     batch = padded_scenes(4)
     for make in (tiny.detr, tiny.deformable_detr):

@@ -83,6 +83,21 @@ class Entry:
     channels_first: bool = False
 
 
+MASK = "attention_mask"
+"""How transformers calls the argument that tells tokens from padding."""
+
+
+class ModelMask:
+    """Keeps the mask ``[B, N]`` that a model was given last; None where it had another form or there was none."""
+
+    mask: Tensor | None = None
+
+    def keep(self, model: nn.Module, args: tuple, kwargs: dict) -> None:
+        """Hook before the model."""
+        mask = _bind(model, args, kwargs)[0].get(MASK)
+        self.mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
+
+
 class Relate:
     """Relate what a module takes (a classifier's features) or gives (a layer's output).
 
@@ -92,6 +107,7 @@ class Relate:
         first: this is the first place: the batch forks here.
         doubled: rows arrive doubled at the first place, too.
         mask_padding: keep padding, as the layer's ``attention_mask`` tells it, out of the relation.
+        model_mask: the model's own mask, for a layer that is given none; its tokens must be the model's.
     """
 
     def __init__(
@@ -102,8 +118,9 @@ class Relate:
         first: bool,
         doubled: bool = False,
         mask_padding: bool = False,
+        model_mask: ModelMask | None = None,
     ) -> None:
-        self.relation, self.entries = relation, entries
+        self.relation, self.entries, self.model_mask = relation, entries, model_mask
         self.first, self.doubled, self.mask_padding = first, doubled, mask_padding
 
     def features(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
@@ -119,7 +136,7 @@ class Relate:
         """Hook behind a layer: double its output, or relate the second half of it."""
         if not self.relation.training and not _is_watched(self.relation):
             return None
-        padding = self._padding(module, args, kwargs) if self.mask_padding else None
+        padding = self._padding(module, args, kwargs, output) if self.mask_padding else None
         if isinstance(output, Tensor):
             self._check_features(output)
             return self._entry(output, self.entries[0], padding)
@@ -153,9 +170,13 @@ class Relate:
                 '"batchformer-v2", which relates every position.'
             )
 
-    def _padding(self, module: nn.Module, args: tuple, kwargs: dict) -> Tensor | None:
+    def _padding(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Tensor | None:
         """``[B, N]``, True where a sample is padding, from the layer's own ``attention_mask``; None: no padding."""
-        mask = _bind(module, args, kwargs)[0].get("attention_mask")
+        if self.model_mask is not None:
+            mask, tokens = self.model_mask.mask, output if isinstance(output, Tensor) else output[0]
+            same = mask is not None and tokens.dim() == 3 and tokens.shape[1] == mask.shape[1]
+            return ~mask.bool() if mask is not None and same else None
+        mask = _bind(module, args, kwargs)[0].get(MASK)
         if mask is None:
             return None
         if not isinstance(mask, Tensor) or mask.dim() not in (2, 4):

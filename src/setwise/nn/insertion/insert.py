@@ -4,8 +4,7 @@
 keeps its class, its methods and the keys of its checkpoint.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any, Literal, TypeVar
 
 from torch import nn
@@ -13,15 +12,13 @@ from torch import nn
 from setwise.errors import InvalidInput, choose
 from setwise.nn.batchformer import BatchFormer, BatchFormerV2
 from setwise.nn.insertion.checks import Output, Standing
-from setwise.nn.insertion.hooks import ARGUMENTS, OTHER_ARGUMENTS, Entry, InOrder, Inputs, Once, Relate, parameters_of
+from setwise.nn.insertion.doubling import NAME, Insertion, double_inputs, may_run_once
+from setwise.nn.insertion.hooks import MASK, Entry, InOrder, ModelMask, Relate, parameters_of
 from setwise.nn.insertion.measure import Place, Seen, forks, measure, observe
 from setwise.nn.insertion.places import HEAD_NAMES, LAYERS, find_classifiers, find_layers, is_transformers
 from setwise.nn.insertion.pooling import restore_pool
 
 __all__ = ["insert", "remove"]
-
-NAME = "setwise_relation"
-"""The relation's name as a submodule: the prefix of its weights in the model's state dict."""
 
 RECORD = "_setwise_insertion"
 """Attribute of a model that says what was done to it."""
@@ -31,15 +28,10 @@ RELATIONS: dict[str, type[BatchFormer] | type[BatchFormerV2]] = {
     "batchformer-v2": BatchFormerV2,
 }
 
+ADD_REFERENCE_POINTS = ("conditional_detr", "dab_detr")
+"""Detectors of transformers whose boxes are heads' outputs plus points that the decoder returns beside its states."""
+
 Model = TypeVar("Model", bound=nn.Module)
-
-
-@dataclass
-class _Insertion:
-    """What was done to a model, to be undone: the objects whose hooks hang in it, and attributes that were changed."""
-
-    hooked: list[Any] = field(default_factory=list)
-    attributes: dict[str, Any] = field(default_factory=dict)
 
 
 def insert(
@@ -110,13 +102,13 @@ def insert(
     relations = _make(relation, places, shared, options, before)
     module = relations[0] if len({id(r) for r in relations}) == 1 else nn.ModuleList(dict.fromkeys(relations))
     _settle(model, module)
-    insertion = _Insertion()
+    insertion = Insertion()
     if mask_padding is None:
         mask_padding = given and getattr(model, "main_input_name", "") == "input_ids"
     _hang(model, insertion, places, relations, before, mask_padding, whole)
     if whole:
         also = frozenset(doubled) if given else frozenset(parameters_of(model))
-        _double_inputs(model, insertion, places, before, also)
+        double_inputs(model, insertion, places, before, also)
     elif seen is not None:
         _check_output(model, insertion, seen[""])
     setattr(model, RECORD, insertion)
@@ -135,7 +127,7 @@ def remove(model: Model) -> Model:
     Raises:
         InvalidInput: if there is nothing to remove.
     """
-    insertion: _Insertion | None = model.__dict__.get(RECORD)
+    insertion: Insertion | None = model.__dict__.get(RECORD)
     if restore_pool(model) and insertion is None:
         return model
     if insertion is None:
@@ -176,6 +168,12 @@ def _before_classifier(model: nn.Module, relation: str | nn.Module) -> list[str]
             f'"batchformer-v2" goes behind layers: say which with `at`, by index or name. {_list_layers(model)}'
         )
     found = find_classifiers(model)
+    if getattr(getattr(model, "config", None), "model_type", None) in ADD_REFERENCE_POINTS:
+        raise InvalidInput(
+            f"{type(model).__name__} adds points of its decoder to what its heads say, and these are not doubled "
+            f'before the classifier. Relate in the encoder: insert(model, "batchformer-v2", at=[0]). '
+            + _list_layers(model)
+        )
     if not found:
         raise InvalidInput(
             f"No classifier was found in {type(model).__name__}: looked for get_classifier(), for a layer with as many "
@@ -266,7 +264,7 @@ def _settle(model: nn.Module, module: nn.Module) -> None:
 # ---------------------------------------------------------------------------------------------------------- hooks
 def _hang(
     model: nn.Module,
-    insertion: _Insertion,
+    insertion: Insertion,
     places: list[Place],
     relations: list[nn.Module],
     before: bool,
@@ -277,6 +275,8 @@ def _hang(
     insertion.hooked.append(standing)
     model.register_forward_pre_hook(standing.check)
     following = iter(relations)
+    untold = [p.name for p in places if MASK not in parameters_of(model.get_submodule(p.name))]
+    model_mask = _keep_mask(model, insertion) if mask_padding and untold and not before else None
     for index, place in enumerate(places):
         entries = tuple(
             None if width == 0 else Entry(next(following) if width else None, first)
@@ -284,9 +284,14 @@ def _hang(
         )
         module = model.get_submodule(place.name)
         alone = before or index == 0  # each classifier's features fork by themselves
-        once = is_transformers(model) and not before and index == 0 and _may_run_once(module)
+        once = is_transformers(model) and not before and index == 0 and may_run_once(module)
         site = Relate(
-            relations[0], entries, first=alone, doubled=doubled and not once, mask_padding=mask_padding and not before
+            relations[0],
+            entries,
+            first=alone,
+            doubled=doubled and not once,
+            mask_padding=mask_padding and not before,
+            model_mask=model_mask if place.name in untold else None,
         )
         insertion.hooked.append(site)
         if before:
@@ -295,52 +300,15 @@ def _hang(
             module.register_forward_hook(site.output, with_kwargs=True)
 
 
-def _may_run_once(module: nn.Module) -> bool:
-    """Whether all arguments of a layer are known, so that they can be halved."""
-    return set(parameters_of(module)) <= ARGUMENTS.keys() | OTHER_ARGUMENTS
+def _keep_mask(model: nn.Module, insertion: Insertion) -> ModelMask:
+    """Remember the mask that the model is given, for layers that are given none: embeddings, convolutions, mixers."""
+    kept = ModelMask()
+    insertion.hooked.append(kept)
+    model.register_forward_pre_hook(kept.keep, with_kwargs=True)  # before the inputs are doubled
+    return kept
 
 
-def _double_inputs(
-    model: nn.Module, insertion: _Insertion, places: list[Place], before: bool, also: frozenset[str]
-) -> None:
-    relation = next(model.get_submodule(NAME).modules())
-    inputs = Inputs(relation, also)
-    insertion.hooked.append(inputs)
-    model.register_forward_pre_hook(inputs.double, with_kwargs=True)
-    if not is_transformers(model):
-        return
-    first = places[0].name
-    layers = find_layers(model)
-    earlier = layers[: layers.index(first) + 1] if not before and first in layers else [first] if not before else []
-    for name in _runs_before(model, first, before):
-        _hang_once(model.get_submodule(name), insertion, Once(relation, None), Once.repeat)
-    for name in earlier:
-        module = model.get_submodule(name)
-        if _may_run_once(module):
-            _hang_once(module, insertion, Once(relation, ARGUMENTS), Once.repeat if name != first else None)
-    ignored = getattr(model, "_keys_to_ignore_on_save", None)
-    insertion.attributes["_keys_to_ignore_on_save"] = ignored
-    names = {f"{NAME}.{key}" for key in model.get_submodule(NAME).state_dict()}
-    model._keys_to_ignore_on_save = set(ignored or ()) | names  # type: ignore[assignment]
-
-
-def _runs_before(model: nn.Module, first: str, before: bool) -> list[str]:
-    """Modules that end before the first relation: the base model of a classifier, a detector's backbone."""
-    base: str = model.base_model_prefix  # type: ignore[assignment]
-    if before:
-        return [base] if base and hasattr(model, base) and not first.startswith(f"{base}.") else []
-    backbones = [name for name, _ in model.named_modules() if name.rpartition(".")[2] == "backbone"]
-    return [name for name in backbones[:1] if not first.startswith(f"{name}.")]
-
-
-def _hang_once(module: nn.Module, insertion: _Insertion, once: Once, repeat: Callable | None) -> None:
-    insertion.hooked.append(once)
-    module.register_forward_pre_hook(once.halve, with_kwargs=True)
-    if repeat is not None:
-        module.register_forward_hook(once.repeat, with_kwargs=True)
-
-
-def _check_output(model: nn.Module, insertion: _Insertion, seen: Seen) -> None:
+def _check_output(model: nn.Module, insertion: Insertion, seen: Seen) -> None:
     two, three = ([shape for shape in shapes if shape] for shapes in seen.outputs)
     if not two or not three or two[0][0] * 3 != three[0][0] * 2:
         return  # the output has no batch axis that could be checked
