@@ -11,12 +11,13 @@ from setwise.errors import InvalidInput
 from setwise.models import PatchConvNet, create_trained
 from setwise.nn import attention_pooling, pool_maps
 
-STATES = sorted(Path(os.environ.get("SETWISE_FIXTURES", "none")).glob("patchconvnet/*_state.pt"))
+FIXTURES = Path(os.environ.get("SETWISE_FIXTURES", Path(__file__).parents[3] / "shared" / "fixtures")) / "patchconvnet"
+STATES = sorted(FIXTURES.glob("*_state.pt"))
 SMALL = {"embed_dim": 16, "depth": 1}
 IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.skipif(not STATES, reason="SETWISE_FIXTURES names no folder with reference tensors of PatchConvNet")
+@pytest.mark.skipif(not STATES, reason=f"no reference tensors in {FIXTURES}")
 def test_an_official_file_has_the_scores_and_the_map_of_the_released_code():
     for path in STATES:
         expected = torch.load(path.with_name(path.name.replace("_state", "_io")), weights_only=True)
