@@ -19,7 +19,7 @@ class, the average (where CAM holds), and a transformer. One seed each: interval
 
 What was measured is in --out, one line a picture; a second call goes on where the first was broken off.
 
-  python benchmarks/trust.py --train --tiny DIR --coco DIR --out DIR      about a quarter of an hour on two idle cores
+  python benchmarks/trust.py --train --tiny DIR --coco DIR --out DIR      an hour or more on two cores
 """
 
 import argparse
