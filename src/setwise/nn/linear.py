@@ -18,8 +18,9 @@ class Linear(nn.Linear):
     """``torch.nn.Linear``, computed as a 1x1 convolution where that is faster, which doubles the rate on AMD's AVX-512.
 
     torch multiplies float32 matrices on x86 with MKL, which keeps to AVX2 on processors that are not Intel's, and
-    convolves with oneDNN, which does not. Results differ by rounding; names of parameters and arguments are the same.
-    Small products, other types and devices, autocast, scripted, traced and compiled code are left to torch.
+    convolves with oneDNN, which does not (on Intel's with AVX-512 both have it, and it was not measured). Results
+    differ by rounding; names of parameters and arguments are the same. Small products, other types and devices,
+    autocast, scripted, traced and compiled code are left to torch.
 
     >>> layer = Linear(4, 3)
     >>> layer(torch.randn(2, 5, 4)).shape, sorted(layer.state_dict())
