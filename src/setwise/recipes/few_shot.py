@@ -161,7 +161,7 @@ META_DATASET_PROTOTYPICAL_SIMCLR = META_DATASET_PROTOTYPICAL.override(
 # Small enough for two cores; the settings are ours, and no number of the literature stands beside them.
 OMNIGLOT_CTX = Recipe(
     name="omniglot-ctx",
-    summary="Omniglot, 5-way 1-shot: CrossTransformer on a small residual network, minutes on two cores",
+    summary="Omniglot, 5-way 1-shot: CrossTransformer on a small network, for machines without a GPU",
     task="few-shot",
     data=Data(name="omniglot", root="data/omniglot", image_size=32),
     backbone=Backbone(name="cifar_resnet32", options={"depth": 1, "width": 32}),
@@ -186,7 +186,7 @@ OMNIGLOT_PROTOTYPICAL = OMNIGLOT_CTX.override(
 TINYIMAGENET_CTX = OMNIGLOT_CTX.override(
     {
         "name": "tinyimagenet-ctx",
-        "summary": "Tiny-ImageNet's few-shot split, 5-way 5-shot at 32 px: CrossTransformer, minutes on two cores",
+        "summary": "Tiny-ImageNet's few-shot split, 5-way 5-shot at 32 px: CrossTransformer, without a GPU",
         "data": Data(name="tinyimagenet-few-shot", root="data/tinyimagenet-fewshot", image_size=32),
         "episodes.n_shot": 5,
     }

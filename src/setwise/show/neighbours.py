@@ -63,10 +63,10 @@ def neighbours_figure(one: Found, gallery: Gallery) -> Figure:
     ):
         own = int(gallery.target[query])
         wrong = Counter(label for n in neighbours if (label := int(gallery.target[n])) != own)
-        commonest = wrong.most_common(1)[0][0] if wrong else None
+        commonest, times = wrong.most_common(1)[0] if wrong else (None, 0)
         _draw(row[0], gallery, query, framed=False)
         for axes, neighbour in zip(row[1:], neighbours, strict=True):
-            _draw(axes, gallery, neighbour, framed=int(gallery.target[neighbour]) == commonest)
+            _draw(axes, gallery, neighbour, framed=times > 1 and int(gallery.target[neighbour]) == commonest)
     return figure
 
 
@@ -131,7 +131,7 @@ def _about(gallery: Gallery, batch_moments: bool) -> Html:
     said = (
         f"Each row is a query and its nearest neighbours among {len(gallery.images):,} images of {gallery.num_trained} "
         f"training and {new} test classes (blue name and dot). Framed: neighbours of the one wrong class that is "
-        "commonest in the row. Rows are drawn by the seed.",
+        "commonest in the row, where it is there twice. Rows are drawn by the seed.",
         moments,
         "A few-shot network compares images within an episode alone. If its episodes were of related classes, classes "
         "that never met may share a place without harm; the rows of training classes tell how much of that there is.",
