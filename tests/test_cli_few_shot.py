@@ -35,7 +35,7 @@ def test_results_hold_the_mean_over_test_episodes(finished):
     folder, _ = finished
     line = json.loads(folder.results.read_text())
     with np.load(folder.predictions) as saved:
-        accuracies = saved["omniglot_episode_accuracy"]
+        accuracies = saved["test/omniglot_episode_accuracy"]
     assert len(accuracies) == 3
     assert line["metrics"]["accuracy"] == pytest.approx(accuracies.mean())
     assert line["variant"] == "plain"

@@ -78,8 +78,9 @@ def write_episode_results(
     recipe: Recipe,
     folder: RunFolder,
     model: EpisodicModel,
-    found: Mapping[str, Sequence[EpisodeScore]],
     *,
+    val: Sequence[EpisodeScore],
+    tests: Mapping[str, Sequence[EpisodeScore]],
     seconds: float,
 ) -> dict[str, Any]:
     """Write every episode's accuracy, the model file, and the line of results last.
@@ -88,18 +89,17 @@ def write_episode_results(
         recipe: of the run.
         folder: of the run.
         model: what the network must be told.
-        found: scores of ``val``, and of the test part of each set by its name.
+        val: validation episodes.
+        tests: test episodes of each set, by its name.
         seconds: the run took.
     """
-    saved: dict[str, Any] = {}
-    for name, scores in found.items():
-        saved[f"{name}_episode_accuracy"] = [score.accuracy for score in scores]
-        saved[f"{name}_num_classes"] = [score.num_classes for score in scores]
-        saved[f"{name}_num_support"] = [score.num_support for score in scores]
-    saved |= {f"val_{name}": value for name, value in FewShot.metrics(found["val"]).items()}
-    tested = {name: scores for name, scores in found.items() if name != "val"}
+    saved: dict[str, Any] = {f"val_{name}": value for name, value in FewShot.metrics(val).items()}
+    for of, scores in (("val", val), *((f"test/{name}", scores) for name, scores in tests.items())):
+        saved[f"{of}_episode_accuracy"] = [score.accuracy for score in scores]
+        saved[f"{of}_num_classes"] = [score.num_classes for score in scores]
+        saved[f"{of}_num_support"] = [score.num_support for score in scores]
     arrays: dict[str, Any] = {name: np.asarray(value) for name, value in saved.items()}
     with writing(folder.predictions) as part, part.open("wb") as file:
         np.savez_compressed(file, **arrays)
     write_whole(folder.model, json.dumps(asdict(model), indent=2) + "\n")
-    return write_line(recipe, folder, episode_metrics(tested), seconds=seconds)
+    return write_line(recipe, folder, episode_metrics(tests), seconds=seconds)

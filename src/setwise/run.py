@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as L
 import torch
 from lightning.pytorch.callbacks import Callback
 from safetensors.torch import save
@@ -77,22 +78,21 @@ def fit(
     start = time.perf_counter()
     _quiet()
     work = make_work(recipe, say)
-    task = work.task
-    unreadable = Unreadable({part: loader for part, loader in work.loaders.items() if isinstance(loader, Loader)})
+    task, loaders = work.task, work.loaders
+    unreadable = Unreadable({part: loader for part, loader in loaders.items() if isinstance(loader, Loader)})
     trainer = make_trainer(recipe, folder, progress=progress, callbacks=(unreadable, *callbacks), say=say)
     if first:
         _write_head(folder, recipe, work.notes)
     meet_again(recipe.trainer.accelerator)
     with explained(recipe, folder.path):
         last = folder.last if folder.begun else None
-        trainer.fit(task, work.loaders["train"], work.loaders["val"], ckpt_path=last, weights_only=True)
+        trainer.fit(task, loaders["train"], loaders["val"], ckpt_path=last, weights_only=True)
         folder = RunFolder(trainer.strategy.broadcast(folder.path))  # where the first process made it
         if recipe.trainer.select != "last":
             _load_best(task, folder, say)
         task.to(trainer.strategy.root_device)  # from which Lightning has taken it
         scores = work.evaluate()
-        guards = [c for c in trainer.callbacks if isinstance(c, NoNumber | Unreadable)]  # type: ignore[attr-defined]
-        for note in (found := tuple(note for guard in guards for note in guard.notes)):
+        for note in (found := _notes_of(trainer)):
             say(note)
         line: dict[str, Any] = {}
         if first:
@@ -100,6 +100,12 @@ def fit(
             write_whole(folder.weights, save({n: tensor.contiguous() for n, tensor in task.cpu().state_dict().items()}))
             line = work.write(folder, scores, seconds=time.perf_counter() - start)
     return trainer.strategy.broadcast(line)
+
+
+def _notes_of(trainer: L.Trainer) -> tuple[str, ...]:
+    """What was left out in training: steps without a number, images that could not be read."""
+    guards = [c for c in trainer.callbacks if isinstance(c, NoNumber | Unreadable)]  # type: ignore[attr-defined]
+    return tuple(note for guard in guards for note in guard.notes)
 
 
 def _say_nothing(text: str) -> None:

@@ -21,7 +21,7 @@ from setwise.build import (
     training_sources,
 )
 from setwise.data.few_shot import EpisodeLoader, FewShotSplits
-from setwise.episodes import EpisodicModel, score_sets, write_episode_results
+from setwise.episodes import EpisodicModel, episode_scores, score_sets, write_episode_results
 from setwise.errors import DataError, InvalidInput, RunError, choose
 from setwise.models.weights import read_state
 from setwise.recipes import Recipe
@@ -86,11 +86,14 @@ class _Episodic:
     tests: Mapping[str, EpisodeLoader]
     """Test episodes of each set."""
 
-    def evaluate(self) -> dict[str, list[EpisodeScore]]:
-        return score_sets(self.task, {"val": self.loaders["val"], **self.tests})
+    def evaluate(self) -> tuple[list[EpisodeScore], dict[str, list[EpisodeScore]]]:
+        return episode_scores(self.task, self.loaders["val"]), score_sets(self.task, self.tests)
 
-    def write(self, folder: RunFolder, found: dict[str, list[EpisodeScore]], *, seconds: float) -> dict[str, Any]:
-        return write_episode_results(self.recipe, folder, self.model, found, seconds=seconds)
+    def write(
+        self, folder: RunFolder, found: tuple[list[EpisodeScore], dict[str, list[EpisodeScore]]], *, seconds: float
+    ) -> dict[str, Any]:
+        val, tests = found
+        return write_episode_results(self.recipe, folder, self.model, val=val, tests=tests, seconds=seconds)
 
 
 def make_work(recipe: Recipe, say: Say) -> Work:

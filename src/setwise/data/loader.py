@@ -24,7 +24,7 @@ from setwise.errors import DataError, InvalidInput, choose
 from setwise.nn.gather import place
 from setwise.seeds import generator, key
 
-__all__ = ["Draw", "EpochSampler", "Loader", "make_loader"]
+__all__ = ["Draw", "EpochSampler", "Loader", "make_loader", "of_whole_batches"]
 
 
 class Draw(NamedTuple):
@@ -253,16 +253,25 @@ def make_loader(
         on_error=on_error,
         way_out=way_out,
     )
-    return Loader(
-        batches,
-        batch_size=None,  # a draw is a batch already
-        sampler=EpochSampler(len(split), batch_size=batch_size, seed=seed, train=train, mixed=mixed, draw=draw),
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        collate_fn=as_it_is,
-        pin_memory=torch.cuda.is_available(),
-        generator=generator(seed, "workers"),  # without it every pass draws from the global random state
-    )
+    order = EpochSampler(len(split), batch_size=batch_size, seed=seed, train=train, mixed=mixed, draw=draw)
+    return Loader(batches, sampler=order, **of_whole_batches(seed, num_workers=workers))
+
+
+def of_whole_batches(seed: int, *, num_workers: int) -> dict[str, Any]:
+    """Options of a DataLoader whose sampler draws whole batches, and whose data set answers each with a finished one.
+
+    Args:
+        seed: of the run.
+        num_workers: processes that read.
+    """
+    return {
+        "batch_size": None,  # a draw is a batch already
+        "num_workers": num_workers,
+        "persistent_workers": num_workers > 0,
+        "collate_fn": as_it_is,
+        "pin_memory": torch.cuda.is_available(),
+        "generator": generator(seed, "workers"),  # without it every pass draws from the global random state
+    }
 
 
 def as_it_is(fetched: Any) -> Any:

@@ -180,12 +180,6 @@ def test_a_corrupt_file_is_named_in_one_sentence_even_from_a_worker(tmp_path, nu
     assert "\n" not in str(info.value)
 
 
-def test_no_image_of_an_episode_is_ever_skipped():
-    loader = loader_of(pool_of([8] * 5, side=8))
-    epoch_of(loader)
-    assert loader.skipped == ()
-
-
 def test_loading_leaves_the_global_random_state_alone():
     state = torch.get_rng_state()
     epoch_of(loader_of(pool_of([8] * 5, side=8), simclr_fraction=0.5, num_workers=0))

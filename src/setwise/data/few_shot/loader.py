@@ -17,6 +17,7 @@ from setwise.data.few_shot.episodes import Episode, EpisodeSampler
 from setwise.data.few_shot.pool import Pool
 from setwise.data.few_shot.simclr import SimCLRTransform, simclr_episode
 from setwise.data.images import num_cores
+from setwise.data.loader import of_whole_batches
 from setwise.data.problems import settle
 from setwise.data.transforms import normalise
 from setwise.errors import DataError, InvalidInput, choose
@@ -111,7 +112,6 @@ class Episodes(Dataset[Fetched]):
     ) -> None:
         self.sources, self.image_size, self.mean, self.std = sources, image_size, mean, std
         self.seed, self.train, self.augment = seed, train, augment
-        self.skipped: dict[str, None] = {}  # stays empty: an episode without one of its images is another task
         self.simclr_fraction = simclr_fraction if train else 0.0
         self.views = views and train
         self.sharp, self.blurred = (SimCLRTransform(image_size, blur=blur) for blur in (False, True))
@@ -208,11 +208,6 @@ class EpisodeLoader(DataLoader[Any]):
         pool, drawn = self.dataset.draw(turn)
         return batch, tuple(pool.class_names[label] for label in drawn.classes.tolist())
 
-    @property
-    def skipped(self) -> tuple[str, ...]:
-        """Images that were left out: none ever, but whoever asks the other loaders may ask this one."""
-        return tuple(self.dataset.skipped)
-
     def __iter__(self) -> Iterator[EpisodeBatch]:  # type: ignore[override]
         """Episodes of one epoch.
 
@@ -267,11 +262,7 @@ def make_episode_loader(
         InvalidInput: if a number is out of range, or pools and samplers do not go together.
         UnknownName: if there is no such augmentation.
     """
-    if isinstance(pool, Pool) != (sampler is not None):
-        raise InvalidInput("Pass a pool and its sampler, or a list of (pool, sampler) and no other sampler.")
-    sources = [(pool, sampler)] if isinstance(pool, Pool) and sampler is not None else list(pool)  # type: ignore[arg-type]
-    if not sources:
-        raise InvalidInput("There is no (pool, sampler) to draw from.")
+    sources = _as_sources(pool, sampler)
     if not 0 <= simclr_fraction <= 1:
         raise InvalidInput(f"`simclr_fraction` ({simclr_fraction:g}) is a probability: 0 to 1.")
     choose(augment, ("none", "simclr"), "augmentation of episodes")
@@ -289,18 +280,15 @@ def make_episode_loader(
         augment=augment,
         views=views,
     )
-    return EpisodeLoader(
-        dataset,
-        batch_size=None,  # a turn is a batch already
-        sampler=EpisodeOrder(episodes, train=train),
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        collate_fn=as_it_is,
-        pin_memory=torch.cuda.is_available(),
-        generator=generator(seed, "workers"),  # without it every pass draws from the global random state
-    )
+    order = EpisodeOrder(episodes, train=train)
+    return EpisodeLoader(dataset, sampler=order, **of_whole_batches(seed, num_workers=workers))
 
 
-def as_it_is(fetched: Any) -> Any:
-    """Collate nothing; a lambda could not be sent to a worker."""
-    return fetched
+def _as_sources(pool: Pool | Sequence[Source], sampler: EpisodeSampler | None) -> list[Source]:
+    """One pool with its sampler, or several, as a list."""
+    if isinstance(pool, Pool) != (sampler is not None):
+        raise InvalidInput("Pass a pool and its sampler, or a list of (pool, sampler) and no other sampler.")
+    sources = [(pool, sampler)] if isinstance(pool, Pool) and sampler is not None else list(pool)  # type: ignore[arg-type]
+    if not sources:
+        raise InvalidInput("There is no (pool, sampler) to draw from.")
+    return sources
