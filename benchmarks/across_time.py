@@ -19,13 +19,12 @@ the mean over the seeds, and paired differences with 95 % intervals over seeds a
 """
 
 import argparse
-import json
 import os
 from itertools import product
 from pathlib import Path
 
 import numpy as np
-from arms import carry_out, machine
+from arms import ask, carry_out, machine, seconds_of
 
 from setwise import run
 from setwise.build import build_data, build_loader
@@ -106,7 +105,7 @@ def tables(arguments: argparse.Namespace) -> list[str]:
     parts = {name: contributions_of(name, arguments.seeds, arguments.out) for name in names}
     lines = ["| arm | adjusted balanced accuracy | seconds a run |", "|---|---|---|"]
     for name, (values, _) in parts.items():
-        spent = "" if name.startswith("at test") else f"{np.mean(seconds_of(name, arguments)):.0f}"
+        spent = "" if name.startswith("at test") else f"{seconds_of(name, arguments):.0f}"
         lines.append(f"| {name} | {100 * values.sum(1).mean():.1f} | {spent} |")
     lines += ["", "| difference | points | 95 % interval |", "|---|---|---|"]
     for a, b in DIFFERENCES:
@@ -115,22 +114,8 @@ def tables(arguments: argparse.Namespace) -> list[str]:
     return lines
 
 
-def seconds_of(arm: str, arguments: argparse.Namespace) -> list[float]:
-    files = (RunFolder(arguments.out / arm / f"seed-{seed}").results for seed in range(arguments.seeds))
-    return [json.loads(file.read_text(encoding="utf-8").splitlines()[-1])["seconds"] for file in files]
-
-
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder of the runs; new, or of a broken benchmark")
-    parser.add_argument("--epochs", type=int, default=4, help="passes over the training images (default 4)")
-    parser.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, ... (default 3)")
-    parser.add_argument("--workers", type=int, default=2, help="runs at a time, of one thread each (default 2)")
-    arguments = parser.parse_args(argv)
-    if min(arguments.epochs, arguments.workers) < 1 or arguments.seeds < 2:
-        parser.error("--epochs and --workers must be 1 or more, --seeds 2 or more")
-    if not DATA.is_dir():
-        raise SystemExit(f"There is no {DATA}; SETWISE_DATA names the folder that holds cifar10-lt.")
+    arguments = ask(__doc__, argv, data=DATA, epochs=4)
     wanted = product(range(arguments.seeds), arms(arguments.epochs))
     jobs = [(arm, seed, arguments.epochs, arguments.out) for seed, arm in wanted]
     carry_out(train, [jobs], workers=arguments.workers)

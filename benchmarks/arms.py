@@ -1,16 +1,51 @@
 """How every benchmark here trains its arms: many runs at a time, each a process of one thread, said as they end."""
 
+import argparse
+import json
 import platform
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 import torch
 from measuring import processor
 
-__all__ = ["carry_out", "machine"]
+from setwise.run_folder import RunFolder
+
+__all__ = ["ask", "carry_out", "machine", "seconds_of"]
+
+
+def ask(about: str | None, argv: list[str] | None, *, data: Path, epochs: int) -> argparse.Namespace:
+    """The arguments of a benchmark that trains arms over seeds: out, epochs, seeds, workers.
+
+    Args:
+        about: its docstring.
+        argv: None: those of the process.
+        data: folder of the data set, which must be there.
+        epochs: by default.
+    """
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the runs; new, or of a broken benchmark")
+    parser.add_argument(
+        "--epochs", type=int, default=epochs, help=f"passes over the training images (default {epochs})"
+    )
+    parser.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, ... (default 3)")
+    parser.add_argument("--workers", type=int, default=2, help="runs at a time, of one thread each (default 2)")
+    arguments = parser.parse_args(argv)
+    if min(arguments.epochs, arguments.workers) < 1 or arguments.seeds < 2:
+        parser.error("--epochs and --workers must be 1 or more, --seeds 2 or more")
+    if not data.is_dir():
+        raise SystemExit(f"There is no {data}; SETWISE_DATA names the folder that holds {data.name}.")
+    return arguments
+
+
+def seconds_of(arm: str, arguments: argparse.Namespace) -> float:
+    """Mean seconds of an arm's runs, each in ``out/arm/seed-N``."""
+    files = [RunFolder(arguments.out / arm / f"seed-{seed}").results for seed in range(arguments.seeds)]
+    return sum(json.loads(file.read_text().splitlines()[-1])["seconds"] for file in files) / len(files)
 
 
 def carry_out(train: Callable[..., str], stages: Sequence[Sequence[tuple[Any, ...]]], *, workers: int) -> None:

@@ -27,7 +27,7 @@ from statistics import median
 
 import torch
 import torch.nn.functional as F
-from measuring import Step, fresh, middle, processor, take_turns
+from measuring import Step, fresh, middle, processor, refuse_old, take_turns
 from torch import Tensor
 
 from setwise.nn import CrossTransformer
@@ -202,8 +202,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if arguments.turns < 2:
         parser.error("--turns must be 2 or more, for one turn has no spread")
-    if arguments.out is not None and arguments.out.exists():
-        parser.error(f"--out {arguments.out} exists and is not overwritten")
+    refuse_old(parser, arguments.out)
     return arguments
 
 

@@ -36,7 +36,7 @@ from typing import Any
 
 import torch
 from insertion_steps import HEADS, make_detr, make_layers, make_vit
-from measuring import KEEP, RETURN, Step, middle, milliseconds, peak_resident, processor, take_turns
+from measuring import KEEP, RETURN, Step, middle, milliseconds, peak_resident, processor, refuse_old, take_turns
 from torch import Tensor
 
 from setwise.nn.attention import SetAttention
@@ -272,8 +272,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if min(arguments.turns, arguments.detr_turns) < 2:
         parser.error("--turns and --detr-turns must be 2 or more, for one turn has no spread")
-    if arguments.out is not None and arguments.out.exists():
-        parser.error(f"--out {arguments.out} exists and is not overwritten")
+    refuse_old(parser, arguments.out)
     arguments.given = argv
     return arguments
 

@@ -1,10 +1,12 @@
 """How every benchmark here takes time and memory: turns, fresh processes, and the name of the machine."""
 
+import argparse
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from statistics import median, quantiles
 
 import torch
@@ -20,6 +22,7 @@ __all__ = [
     "milliseconds",
     "peak_resident",
     "processor",
+    "refuse_old",
     "take_turns",
     "wall",
 ]
@@ -28,6 +31,12 @@ Step = Callable[[], object]
 
 KEEP = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**40)}
 """Environment in which glibc's allocator keeps freed blocks; by default it does something between this and RETURN."""
+
+
+def refuse_old(parser: argparse.ArgumentParser, out: Path | None) -> None:
+    """End with the parser's own message where the file to write to is there already."""
+    if out is not None and out.exists():
+        parser.error(f"--out {out} exists and is not overwritten")
 
 
 def wall(step: Step) -> float:

@@ -29,7 +29,7 @@ from statistics import median
 import timm
 import torch
 import torch.nn.functional as F
-from measuring import fresh, middle, peak_resident, processor, take_turns
+from measuring import fresh, middle, peak_resident, processor, refuse_old, take_turns
 from patchconvnet_twin import TokenNetwork, TokenPool
 from torch import Tensor, nn
 
@@ -176,8 +176,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if arguments.turns < 2:
         parser.error("--turns must be 2 or more, for one turn has no spread")
-    if arguments.out is not None and arguments.out.exists():
-        parser.error(f"--out {arguments.out} exists and is not overwritten")
+    refuse_old(parser, arguments.out)
     return arguments
 
 

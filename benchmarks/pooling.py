@@ -14,13 +14,12 @@ broken benchmark goes on.
 """
 
 import argparse
-import json
 import os
 from itertools import product
 from pathlib import Path
 
 import numpy as np
-from arms import carry_out, machine
+from arms import ask, carry_out, machine, seconds_of
 
 from setwise import run
 from setwise.metrics import contributions, paired_interval
@@ -71,23 +70,12 @@ def tables(arguments: argparse.Namespace) -> list[str]:
     for arm, (values, target) in parts.items():
         found = paired_interval(values, parts[PAPER][0], target)
         said = f"{100 * found.estimate:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]" if arm != PAPER else ""
-        results = (RunFolder(arguments.out / arm / f"seed-{seed}").results for seed in range(arguments.seeds))
-        spent = np.mean([json.loads(file.read_text().splitlines()[-1])["seconds"] for file in results])
-        lines.append(f"| {arm} | {100 * values.sum(1).mean():.1f} | {said} | {spent:.0f} |")
+        lines.append(f"| {arm} | {100 * values.sum(1).mean():.1f} | {said} | {seconds_of(arm, arguments):.0f} |")
     return lines
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder of the runs; new, or of a broken benchmark")
-    parser.add_argument("--epochs", type=int, default=30, help="passes over the training images (default 30)")
-    parser.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, ... (default 3)")
-    parser.add_argument("--workers", type=int, default=2, help="runs at a time, of one thread each (default 2)")
-    arguments = parser.parse_args(argv)
-    if min(arguments.epochs, arguments.workers) < 1 or arguments.seeds < 2:
-        parser.error("--epochs and --workers must be 1 or more, --seeds 2 or more")
-    if not DATA.is_dir():
-        raise SystemExit(f"There is no {DATA}; SETWISE_DATA names the folder that holds cifar10-lt.")
+    arguments = ask(__doc__, argv, data=DATA, epochs=30)
     jobs = [(arm, seed, arguments.epochs, arguments.out) for seed, arm in product(range(arguments.seeds), ARMS)]
     carry_out(train, [jobs], workers=arguments.workers)
     print("\n".join([*tables(arguments), "", machine()]))

@@ -27,7 +27,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
-from measuring import Step, fresh, milliseconds, peak_resident, processor, take_turns, wall
+from measuring import Step, fresh, milliseconds, peak_resident, processor, refuse_old, take_turns, wall
 from torch import nn
 
 from setwise.nn import BatchFormer, in_micro_batches, streams
@@ -215,8 +215,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if arguments.turns < 1:
         parser.error("--turns must be 1 or more")
-    if arguments.out is not None and arguments.out.exists():
-        parser.error(f"--out {arguments.out} exists and is not overwritten")
+    refuse_old(parser, arguments.out)
     return arguments
 
 

@@ -23,7 +23,7 @@ from statistics import median
 
 import torch
 import torch.nn.functional as F
-from measuring import fresh, middle, peak_resident, processor, take_turns
+from measuring import fresh, middle, peak_resident, processor, refuse_old, take_turns
 from torch import Tensor, nn
 
 from setwise.models import create_backbone, feature_dim
@@ -154,8 +154,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         parser.error("--steps must be 2 or more, for one step has no spread, and --memory-readings 1 or more")
     if torch.device(arguments.device).type == "cuda" and not torch.cuda.is_available():
         parser.error(f"--device {arguments.device}: this torch finds no such GPU")
-    if arguments.out is not None and arguments.out.exists():
-        parser.error(f"--out {arguments.out} exists and is not overwritten")
+    refuse_old(parser, arguments.out)
     return arguments
 
 
