@@ -11,7 +11,7 @@ from statistics import median, quantiles
 
 import torch
 
-from setwise.machine import RETURN, peak_resident, processor
+from setwise.machine import RETURN, peak_resident, processor, resident
 
 __all__ = [
     "KEEP",
@@ -23,6 +23,7 @@ __all__ = [
     "peak_resident",
     "processor",
     "refuse_old",
+    "resident",
     "take_turns",
     "wall",
 ]

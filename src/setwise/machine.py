@@ -4,8 +4,9 @@ import platform
 import sys
 from pathlib import Path
 
-__all__ = ["RETURN", "peak_resident", "processor"]
+__all__ = ["RETURN", "peak_resident", "processor", "resident"]
 
+STATUS = Path("/proc/self/status")
 RETURN = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 """Environment in which glibc's allocator gives freed blocks back, so that the peak is what was needed at once."""
 
@@ -15,16 +16,24 @@ def peak_resident() -> float:
 
     From /proc where there is one, because getrusage passes a parent's peak on to its child.
     """
-    status = Path("/proc/self/status")
-    if status.is_file():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) / 1024
+    if STATUS.is_file():
+        return _status("VmHWM")
     try:
         import resource
     except ImportError:  # Windows
         return 0.0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 1024
+
+
+def resident() -> float:
+    """MiB of memory that this process has now; 0 where the system has no /proc to tell."""
+    return _status("VmRSS") if STATUS.is_file() else 0.0
+
+
+def _status(name: str) -> float:
+    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(name))
+    return int(line.split()[1]) / 1024
 
 
 def processor() -> str:
