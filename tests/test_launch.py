@@ -103,6 +103,16 @@ def by_slurm(out):
     return [subprocess.Popen(setwise("--out", out), env=environment(**job, **rank)) for rank in ranks]
 
 
+def test_two_processes_run_two_stages_in_a_folder_of_the_first_ones_choice(tmp_path):
+    stages = ["--before.recipe", "digits-lt", "--before.options.trainer.epochs", "1", "--backbone.frozen"]
+    for folder in ("digits-lt", "digits-lt-2"):  # the first is complete when the second begins
+        command = setwise("--trainer.devices", 2, *stages, "--trainer.epochs", 1)
+        assert subprocess.run(command, env=environment(), cwd=tmp_path, timeout=200, check=False).returncode == 0
+        lines = [(tmp_path / "runs" / folder / part / "results.jsonl").read_text() for part in ("", "before")]
+        assert all(line.count("\n") == 1 for line in lines)
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {"digits-lt", "digits-lt-2"}
+
+
 def test_lightning_torchrun_and_slurm_train_the_same_network(tmp_path):
     weights = {}
     for start in (by_lightning, by_torchrun, by_slurm):

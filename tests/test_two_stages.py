@@ -8,8 +8,9 @@ from safetensors.torch import load_file
 from surviving import TINY, broken_off, fit, same_weights
 
 from setwise.cli import main
-from setwise.errors import InvalidInput
-from setwise.recipes import RECIPES
+from setwise.errors import InvalidInput, UnknownName
+from setwise.recipes import RECIPES, yaml_file
+from setwise.recipes.stages import stage_before, stages
 from setwise.run import load_run
 from setwise.run_folder import RunFolder
 
@@ -65,11 +66,23 @@ def test_a_finished_second_stage_needs_its_first_no_more(first, tmp_path):
     assert task(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
 
 
-def test_two_stages_run_through_the_command_line(first, tmp_path):
-    options = ["--backbone.options.width", "4", "--trainer.epochs", "2", "--trainer.logger", "csv"]
-    options += ["--backbone.weights", str(first.weights), "--backbone.frozen", "--data.sampler", "class-balanced"]
-    assert main(["train", "digits-lt", "--out", str(tmp_path / "second"), *options]) == 0
+OPTIONS = ["--backbone.options.width", "4", "--trainer.epochs", "2", "--trainer.logger", "csv", "--backbone.frozen"]
+
+
+@pytest.mark.parametrize("by_hand", [True, False])
+def test_two_stages_run_through_the_command_line(first, tmp_path, by_hand):
+    options = ["--backbone.weights", str(first.weights)]
+    if not by_hand:
+        options = ["--before.recipe", "digits-lt", "--before.options.trainer.epochs", "1"]
+    assert main(["train", "digits-lt", "--out", str(tmp_path / "second"), *OPTIONS, *options]) == 0
     assert json.loads((tmp_path / "second" / "results.jsonl").read_text())["recipe"] == "digits-lt"
+    assert RunFolder(tmp_path / "second" / "before").complete is not by_hand
+
+
+def test_a_comparison_runs_both_stages_of_every_arm(tmp_path):
+    options = ["--before.recipe", "digits-lt", "--before.options.trainer.epochs", "1", "--seeds", "1"]
+    assert main(["compare", "digits-lt", "--out", str(tmp_path / "three"), "--workers", "1", *OPTIONS, *options]) == 0
+    assert len(list((tmp_path / "three").rglob("before/results.jsonl"))) == 3
 
 
 @pytest.mark.parametrize(
@@ -85,12 +98,74 @@ def test_a_second_stage_without_a_first_is_refused(tmp_path, changes, message):
         fit(TINY.override(changes), tmp_path / "run")
 
 
+BOTH = SECOND.override(
+    {"before.recipe": "digits-lt", "before.options": {"trainer.epochs": 2, "trainer.val_every": 2}, "head.name": "lws"}
+)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = RunFolder(tmp_path_factory.mktemp("stages") / "both")
+    fit(BOTH, folder.path)
+    return folder
+
+
+def test_the_stages_run_in_order_as_they_do_by_hand(first, whole, tmp_path):
+    fit(after(first, head__name="lws"), tmp_path / "by hand")
+    assert same_weights(first.path, whole.before)
+    assert same_weights(tmp_path / "by hand", whole.path)
+    assert yaml_file.read(whole.recipe) == BOTH.override({"smoke": {}, "ran": ()})
+    assert not load_run(whole.path)[1].training
+
+
+@pytest.mark.parametrize("epoch", [1, 3], ids=["in the first", "in the second"])
+def test_stages_that_were_broken_off_end_as_unbroken_ones(whole, tmp_path, epoch):
+    broken = broken_off(BOTH, tmp_path / "broken", epoch)
+    assert RunFolder(broken.before).complete == (epoch == 3)
+    assert main(["train", str(broken.path), "--resume"]) == 0
+    assert same_weights(whole.path, broken.path)
+    assert same_weights(whole.before, broken.before)
+
+
+def test_what_is_wrong_with_the_last_stage_is_said_before_the_first(tmp_path):
+    with pytest.raises(InvalidInput, match=r"`head\.scale`.*is the cosine head's"):
+        fit(BOTH.override({"head.scale": 8.0}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("name", ["cifar100-lt-crt", "cifar100-lt-lws"])
-def test_the_recipes_are_second_stages(name):
-    recipe = RECIPES[name]
-    assert recipe.backbone.frozen
-    assert recipe.data.sampler == "class-balanced"
-    assert recipe.backbone.weights is None  # the user's
+def test_the_stages_of_a_recipe_share_images_network_seed_and_machine(name):
+    own = {"data.root": "here", "seed": 7, "trainer.precision": "bf16-mixed", "backbone.options": {"width": 4}}
+    recipe = RECIPES[name].override(own).as_variant("plain")
+    before, last = stages(recipe)
+    assert last == recipe
+    assert before.name == "cifar100-lt"
+    assert (before.data.root, before.seed, before.trainer.precision) == ("here", 7, "bf16-mixed")
+    assert before.backbone.options == {"width": 4}
+    assert before.variant == "plain"
+    assert (recipe.backbone.frozen, before.backbone.frozen) == (True, False)
+    kept = RECIPES["cifar100-lt"]
+    assert (before.optimizer, before.data.sampler, before.trainer.epochs) == (kept.optimizer, "shuffle", 200)
+    assert stages(recipe.override({"backbone.weights": "mine.pt"})) == [
+        recipe.override({"backbone.weights": "mine.pt"})
+    ]
+
+
+@pytest.mark.parametrize(
+    ("part", "error", "message"),
+    [
+        ({"recipe": "cifar100-lt-ctr"}, UnknownName, "cifar100-lt-crt"),
+        ({"options": {"data.root": "x"}}, InvalidInput, r"cannot set 'data\.root'.*without `before\.`"),
+        ({"options": {"before.recipe": "digits-lt"}}, InvalidInput, r"cannot set 'before\.recipe'"),
+        ({"options": {"seed": 3}}, InvalidInput, "cannot set 'seed'"),
+        ({"options": {"trainer.epochs": "many"}}, InvalidInput, r"`trainer\.epochs` must be of type int"),
+        ({"options": {"optimizer.larning_rate": 1}}, UnknownName, "larning_rate"),
+    ],
+)
+def test_a_wrong_stage_before_is_a_sentence(part, error, message):
+    recipe = RECIPES["cifar100-lt-crt"].override({f"before.{name}": value for name, value in part.items()})
+    with pytest.raises(error, match=message):
+        stage_before(recipe)
 
 
 def test_episodes_freeze_their_trunk_by_another_name(tmp_path):

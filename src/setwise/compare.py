@@ -24,6 +24,7 @@ from setwise.launch import started
 from setwise.metrics import lower_is_better
 from setwise.nn.attend import ATTEND
 from setwise.recipes import Recipe
+from setwise.recipes.stages import stages
 from setwise.run import fit, rehearse
 from setwise.run_folder import RunFolder, read_lines, write_whole
 
@@ -219,7 +220,7 @@ def _work(jobs: Sequence[_Job], workers: int | None, progress: Progress) -> None
     if workers == 1:
         for number, job in enumerate(todo):
             base = (finished + number) * share
-            _train(job, _EpochReport(job.name, partial(_move, progress, base, share)))
+            _train(job, _EpochReport(job, partial(_move, progress, base, share)))
             progress(job.name, base + share)
         return
     _work_in_parallel(todo, workers, _Share(finished, share), progress)
@@ -290,13 +291,18 @@ def _default_workers(recipe: Recipe) -> int:
 
 
 class _EpochReport(Callback):
-    """Says after every epoch which part of a run is done."""
+    """Says after every epoch which part of a run is done; its stages count alike."""
 
-    def __init__(self, name: str, tell: Callable[[str, float], None]) -> None:
-        self.name, self.tell = name, tell
+    def __init__(self, job: _Job, tell: Callable[[str, float], None]) -> None:
+        self.name, self.tell = job.name, tell
+        self.stages, self.begun = len(stages(job.recipe)), 0
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        self.begun += 1
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        self.tell(self.name, (trainer.current_epoch + 1) / (trainer.max_epochs + 1))
+        part = (trainer.current_epoch + 1) / (trainer.max_epochs + 1)
+        self.tell(self.name, (self.begun - 1 + part) / self.stages)
 
 
 def _train(job: _Job, report: _EpochReport) -> None:
@@ -317,4 +323,4 @@ def _start_worker(messages: Any, threads: int) -> None:
 
 
 def _train_in_worker(job: _Job) -> None:
-    _train(job, _EpochReport(job.name, lambda name, part: _messages.put((name, part))))
+    _train(job, _EpochReport(job, lambda name, part: _messages.put((name, part))))

@@ -23,6 +23,7 @@ from setwise.explained import explained
 from setwise.guards import NoNumber, Unreadable
 from setwise.launch import is_first
 from setwise.recipes import Recipe, yaml_file
+from setwise.recipes.stages import stage_before
 from setwise.run_folder import RunFolder, commit, read_lines, unwritable, versions, write_whole
 from setwise.scoring import Model, class_table, scores_of
 from setwise.tasks import Classification
@@ -45,7 +46,7 @@ def fit(
     say: Say = print,
     callbacks: tuple[Callback, ...] = (),
 ) -> dict[str, Any]:
-    """Train ``recipe`` in the folder ``out`` and evaluate it there.
+    """Train ``recipe`` in the folder ``out`` and evaluate it there; the stages before it first, in ``out/before``.
 
     Args:
         recipe: what to train.
@@ -54,7 +55,7 @@ def fit(
             returned as it is.
         progress: show Lightning's rich progress bar.
         say: told what a person should know.
-        callbacks: further Lightning callbacks.
+        callbacks: further Lightning callbacks, for each stage.
 
     Several processes train together where the recipe's trainer asks for several devices, or torchrun or SLURM started
     several; the first one writes.
@@ -67,6 +68,14 @@ def fit(
             suffice, a process that reads images dies, or the loss is no number.
         Stopped: after SIGTERM.
     """
+    line, _ = _fit(recipe, out, resume=resume, progress=progress, say=say, callbacks=callbacks)
+    return line
+
+
+def _fit(
+    recipe: Recipe, out: str | Path, *, resume: bool, progress: bool, say: Say, callbacks: tuple[Callback, ...]
+) -> tuple[dict[str, Any], RunFolder]:
+    """The line of results, and the folder where the first process made it, which is the one that is told."""
     folder, first = RunFolder(out), is_first()
     if first:
         _check_folder(folder, recipe, resume=resume)
@@ -74,10 +83,19 @@ def fit(
         say = _say_nothing
     if folder.complete:
         say(f"{folder.path} is complete already; nothing to do.")
-        return read_lines(folder.results)[-1]
+        return read_lines(folder.results)[-1], folder
     start = time.perf_counter()
     _quiet()
-    work = make_work(recipe, say)
+    ready = recipe
+    if (before := stage_before(recipe)) is not None:
+        if not RunFolder(folder.before).complete:
+            rehearse(recipe, say=_say_nothing)  # what is wrong with the last stage is said before the first
+            if first:
+                _write_head(folder, recipe, ())
+        say(f"Before {recipe.name}: {before.name}, in {folder.before}.")
+        _, made = _fit(before, folder.before, resume=True, progress=progress, say=say, callbacks=callbacks)
+        ready = recipe.override({"backbone.weights": str(made.weights)})
+    work = make_work(ready, say)
     task, loaders = work.task, work.loaders
     unreadable = Unreadable({part: loader for part, loader in loaders.items() if isinstance(loader, Loader)})
     trainer = make_trainer(recipe, folder, progress=progress, callbacks=(unreadable, *callbacks), say=say)
@@ -99,7 +117,7 @@ def fit(
             _write_environment(folder, work.notes + found)
             write_whole(folder.weights, save({n: tensor.contiguous() for n, tensor in task.cpu().state_dict().items()}))
             line = work.write(folder, scores, seconds=time.perf_counter() - start)
-    return trainer.strategy.broadcast(line)
+    return trainer.strategy.broadcast(line), folder
 
 
 def _notes_of(trainer: L.Trainer) -> tuple[str, ...]:

@@ -4,6 +4,7 @@
 
     runs/digits-lt/
         recipe.yaml           the resolved recipe; `setwise train` takes it again
+        before/               the run of the stage before, where the recipe has one
         environment.json      versions, commit, machine
         logs/                 TensorBoard and CSV curves
         checkpoints/          last.ckpt, or last-1.ckpt before it: what a killed run continues from (and best.ckpt)
@@ -50,6 +51,7 @@ class RunFolder:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.recipe = self.path / "recipe.yaml"
+        self.before = self.path / "before"
         self.environment = self.path / "environment.json"
         self.logs = self.path / "logs"
         self.checkpoints = self.path / "checkpoints"

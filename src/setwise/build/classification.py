@@ -20,6 +20,7 @@ from setwise.models import LearnableScale, create_head, feature_dim
 from setwise.nn import BatchFormer, ExpertBatchFormer
 from setwise.nn.attend import fix_query_and_key, make_uniform
 from setwise.recipes import Recipe, schema
+from setwise.recipes.stages import stage_before
 from setwise.tasks import Classification
 
 __all__ = ["build_data", "build_loader", "build_task", "check_start"]
@@ -182,6 +183,8 @@ def check_start(recipe: Recipe) -> None:
     Raises:
         InvalidInput: if a backbone is to be frozen at random weights, or there is no classifier to scale.
     """
+    if stage_before(recipe) is not None:  # whose weights are there when it is over
+        return
     part, lws = recipe.backbone, recipe.head.name == "lws"
     if part.frozen and not (part.weights or part.pretrained):
         raise InvalidInput(

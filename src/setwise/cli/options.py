@@ -18,7 +18,7 @@ __all__ = ["NAMELESS", "find_recipe", "parse", "parse_with_recipe", "take_name"]
 
 T = TypeVar("T")
 
-GROUPS = ("data", "backbone", "relation", "head", "episodes", "criterion", "optimizer", "trainer", "groups")
+GROUPS = ("data", "before", "backbone", "relation", "head", "episodes", "criterion", "optimizer", "trainer", "groups")
 SINGLE = {
     "seed": "Seed of a run, and the first seed of a comparison.",
     "primary": "The one metric that selection (on validation) and verdict (on test) look at.",
@@ -33,7 +33,8 @@ SWITCHES = {
 }
 """Fields that are on or off, as they look on the command line with underscores."""
 FLAG_VALUES = ("=true", "=false")
-MODEL_OPTION = "--backbone.options."
+OPEN = ("backbone", "before")
+"""Groups with ``options``, whose names the schema does not know."""
 
 
 def take_name(verb: str, args: Sequence[str], what: str) -> tuple[str, list[str]]:
@@ -85,37 +86,41 @@ def parse_with_recipe(verb: str, name: str, own: type[T], recipe: Recipe, args: 
         InvalidInput: if an option of the backbone has no value.
         SystemExit: after the parser's own message about a wrong option (status 2), or its help (0).
     """
-    args, model_options = _take_model_options(_spell_flags(args))
+    args, given = _take_open_options(_spell_flags(args))
     hints = typing.get_type_hints(Recipe)
     # Without a name of its own the verb's group has no prefix; its fields keep the help under them.
     fields: list[Any] = [("own", Annotated[own, tyro.conf.arg(name="")], _default(own()))]
     for field, text in SINGLE.items():
         fields.append((field, Annotated[hints[field], tyro.conf.arg(help=text)], _default(getattr(recipe, field))))
-    # tyro has no arguments for a dictionary without keys; the model's options are taken off before it.
-    bare = dataclasses.replace(recipe, backbone=dataclasses.replace(recipe.backbone, options={}))
+    # tyro has no arguments for a dictionary without keys; these options are taken off before it.
+    bare = recipe.override({f"{group}.options": {} for group in OPEN})
     fields += [(group, hints[group], _default(getattr(bare, group))) for group in GROUPS]
     options_type = dataclasses.make_dataclass("Options", fields, kw_only=True)
-    about = f"{own.__doc__} The backbone's own options: {MODEL_OPTION}NAME VALUE."
+    about = (
+        f"{own.__doc__} The backbone's own options: --backbone.options.NAME VALUE; fields of the stage before, where "
+        "there is one: --before.options.GROUP.FIELD VALUE."
+    )
     parsed: Any = tyro.cli(options_type, args=args, prog=f"setwise {verb} {name}", description=about)
     values = {field: getattr(parsed, field) for field in (*GROUPS, *SINGLE)}
-    options = {**recipe.backbone.options, **model_options}
-    return parsed.own, dataclasses.replace(recipe, **values).override({"backbone.options": options})
+    options = {f"{group}.options": getattr(recipe, group).options | given[group] for group in OPEN}
+    return parsed.own, dataclasses.replace(recipe, **values).override(options)
 
 
-def _take_model_options(args: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
-    """Split off ``--backbone.options.NAME VALUE``, whose names only the model knows; values are read as in YAML."""
+def _take_open_options(args: Sequence[str]) -> tuple[list[str], dict[str, dict[str, Any]]]:
+    """Split off ``--GROUP.options.NAME VALUE`` of the groups in ``OPEN``; values are read as in YAML."""
     rest: list[str] = []
-    options: dict[str, Any] = {}
+    options: dict[str, dict[str, Any]] = {group: {} for group in OPEN}
     waiting = iter(args)
     for arg in waiting:
-        if not arg.startswith(MODEL_OPTION):
+        group = next((group for group in OPEN if arg.startswith(f"--{group}.options.")), None)
+        if group is None:
             rest.append(arg)
             continue
-        name, given, value = arg.removeprefix(MODEL_OPTION).partition("=")
-        value = value if given else next(waiting, "")
+        option, is_given, value = arg.partition("=")
+        value = value if is_given else next(waiting, "")
         if not value:
-            raise InvalidInput(f"{MODEL_OPTION}{name} needs a value: {MODEL_OPTION}{name} VALUE.")
-        options[name.replace("-", "_")] = yaml.safe_load(value)
+            raise InvalidInput(f"{option} needs a value: {option} VALUE.")
+        options[group][option.removeprefix(f"--{group}.options.").replace("-", "_")] = yaml.safe_load(value)
     return rest, options
 
 

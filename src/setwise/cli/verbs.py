@@ -47,6 +47,8 @@ __all__ = [
 ]
 
 RUNS = Path("runs")
+TOLD = ".told-by-the-first"
+"""Where a process that is not the first takes its run to be until it is told; never there, so never complete."""
 Tables = Literal["recipes", "datasets", "backbones", "criteria", "transforms", "tasks"]
 
 
@@ -136,7 +138,7 @@ def _train_folder(name: str, recipe: Recipe, options: _Train) -> Path:
     if options.out is not None:
         return options.out
     if not options.resume:
-        return fresh_folder(RUNS, recipe.name) if is_first() else RUNS / recipe.name  # the first process tells the rest
+        return fresh_folder(RUNS, recipe.name) if is_first() else RUNS / TOLD
     if Path(name).is_dir():
         return Path(name)
     unfinished = [
@@ -276,10 +278,8 @@ def _tuned(text: str) -> tuple[str, list[Any]]:
         raise InvalidInput(f"--tune takes group.field=value,value,..., but it was given {text!r}.")
     from setwise.recipes import yaml_file
 
-    group, _, field_name = name.replace("-", "_").rpartition(".")
-    parsed = [yaml.safe_load(value) for value in values.split(",")]
-    checked = [yaml_file.from_dict(Recipe, {"name": "", "summary": "", group: {field_name: v}}) for v in parsed]
-    return f"{group}.{field_name}", [getattr(getattr(recipe, group), field_name) for recipe in checked]
+    path = name.replace("-", "_")
+    return path, [yaml_file.read_field(path, yaml.safe_load(value)) for value in values.split(",")]
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from setwise.recipes.schema import (
     Backbone,
+    Before,
     Data,
     Episodes,
     Head,
@@ -207,8 +208,7 @@ TINYIMAGENET_PROTOTYPICAL = TINYIMAGENET_CTX.override(
     }
 )
 
-# Stage one of two: the trunk as a classifier of the training classes; its weights start the episodes with
-# --backbone.weights RUN/weights.safetensors.
+# Stage one of two: the trunk as a classifier of the training classes.
 TINYIMAGENET_PRETRAIN = Recipe(
     name="tinyimagenet-pretrain",
     summary="the training classes of Tiny-ImageNet's few-shot split as a classifier: stage one, before episodes",
@@ -236,6 +236,14 @@ TINYIMAGENET_PRETRAIN = Recipe(
         "backbone.options": {"width": 4, "depth": 1},
     },
 )
+TINYIMAGENET_CTX_PRETRAINED = TINYIMAGENET_CTX.override(
+    {
+        "name": "tinyimagenet-ctx-pretrained",
+        "summary": "Tiny-ImageNet's few-shot split in two stages: tinyimagenet-pretrain, then tinyimagenet-ctx",
+        "before": Before(recipe="tinyimagenet-pretrain"),
+        "smoke": SMOKE_OURS | {"before.options": {"data.batch_size": 8, "trainer.epochs": 1, "trainer.val_every": 1}},
+    }
+)
 
 FEW_SHOT = (
     META_DATASET_CTX,
@@ -246,6 +254,7 @@ FEW_SHOT = (
     OMNIGLOT_PROTOTYPICAL,
     TINYIMAGENET_PRETRAIN,
     TINYIMAGENET_CTX,
+    TINYIMAGENET_CTX_PRETRAINED,
     TINYIMAGENET_CTX_SIMCLR,
     TINYIMAGENET_PROTOTYPICAL,
 )

@@ -6,7 +6,7 @@ Nothing here imports more than the standard library.
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-__all__ = ["Backbone", "Criterion", "Data", "Episodes", "Groups", "Head", "Optimizer", "Relation", "Trainer"]
+__all__ = ["Backbone", "Before", "Criterion", "Data", "Episodes", "Groups", "Head", "Optimizer", "Relation", "Trainer"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +68,17 @@ class Backbone:
     """Train relation and head alone, on a backbone that stays as it was loaded: a second stage."""
     options: dict[str, Any] = field(default_factory=dict)
     """Further arguments of the model, as timm names them: drop_path_rate 0.1 ..."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Before:
+    """The stage before this one, which is trained first; its backbone is what this one starts from."""
+
+    recipe: str | None = None
+    """Recipe of that stage. It gets this one's data set, backbone, relation, groups, seed and machine, and keeps its
+    own augmentation, sampler, head, criterion, optimizer and length. None, or with backbone.weights: no such stage."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Fields of that recipe that are to differ, such as trainer.epochs 30 or optimizer.lr 0.05."""
 
 
 @dataclass(frozen=True, kw_only=True)

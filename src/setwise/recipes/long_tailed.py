@@ -2,6 +2,7 @@
 
 from setwise.recipes.schema import (
     Backbone,
+    Before,
     Criterion,
     Data,
     Groups,
@@ -150,6 +151,7 @@ CIFAR100_LDAM = CIFAR100.override(
 # The second stages of decoupled training, as the authors of Balanced Softmax set theirs for CIFAR: lr 0.1, weight decay
 # 5e-4, 2,000 iterations of 512 (105 epochs of the 9,762 images that are left for training). Cosine is ours.
 SECOND_STAGE = {
+    "before": Before(recipe="cifar100-lt"),
     "data.batch_size": 512,
     "data.sampler": "class-balanced",
     "backbone.frozen": True,
@@ -158,20 +160,19 @@ SECOND_STAGE = {
     "trainer.val_every": 15,
     "paper": f"{BATCHFORMER}; Kang et al.: Decoupling, ICLR 2020, https://arxiv.org/abs/1910.09217",
     "reported": (),
-    # The tests have no first stage to start from here; tests/test_two_stages.py runs both.
-    "smoke": SMOKE_CIFAR | {"backbone.frozen": False, "head.name": "linear"},
+    "smoke": SMOKE_CIFAR | {"before.options": {"data.batch_size": 8, "trainer.epochs": 1}},
 }
 CIFAR100_CRT = CIFAR100.override(
     {
         "name": "cifar100-lt-crt",
-        "summary": "CIFAR-100-LT, second stage: a fresh classifier on the frozen backbone of --backbone.weights (cRT)",
+        "summary": "CIFAR-100-LT in two stages: cifar100-lt, then a fresh classifier on its frozen backbone (cRT)",
         **SECOND_STAGE,
     }
 )
 CIFAR100_LWS = CIFAR100_CRT.override(
     {
         "name": "cifar100-lt-lws",
-        "summary": "CIFAR-100-LT, second stage: a factor a class on the classifier of --backbone.weights (LWS)",
+        "summary": "CIFAR-100-LT in two stages: cifar100-lt, then a factor a class on its classifier (LWS)",
         "head.name": "lws",
     }
 )

@@ -8,10 +8,22 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from setwise.errors import InvalidInput
-from setwise.recipes.fields import Backbone, Criterion, Data, Episodes, Groups, Head, Optimizer, Relation, Trainer
+from setwise.recipes.fields import (
+    Backbone,
+    Before,
+    Criterion,
+    Data,
+    Episodes,
+    Groups,
+    Head,
+    Optimizer,
+    Relation,
+    Trainer,
+)
 
 __all__ = [
     "Backbone",
+    "Before",
     "Criterion",
     "Data",
     "Episodes",
@@ -63,6 +75,7 @@ class Recipe:
     task: str = "classification"
     """One of `setwise list tasks`."""
     data: Data = field(default_factory=Data)
+    before: Before = field(default_factory=Before)
     backbone: Backbone = field(default_factory=Backbone)
     relation: Relation = field(default_factory=Relation)
     head: Head = field(default_factory=Head)

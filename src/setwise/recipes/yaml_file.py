@@ -14,7 +14,7 @@ from setwise.errors import InvalidInput, MissingFile, UnknownName, choose
 from setwise.recipes.schema import Recipe
 from setwise.run_folder import write_whole
 
-__all__ = ["from_dict", "read", "write"]
+__all__ = ["from_dict", "read", "read_field", "write"]
 
 NOT_OF_A_RUN = ("smoke", "ran")
 
@@ -65,6 +65,25 @@ def read(path: Path) -> Recipe:
         return recipe
     except (InvalidInput, UnknownName) as error:
         raise type(error)(f"{path}: {error}") from error
+
+
+def read_field(path: str, value: Any) -> Any:
+    """The value of one field as it stands in a recipe, from what YAML made of it.
+
+    Args:
+        path: ``group.field``.
+        value: plain value.
+
+    Raises:
+        InvalidInput: if the value is not of the field's type.
+        UnknownName: if there is no such field.
+
+    >>> read_field("optimizer.lr", "5e-2")
+    0.05
+    """
+    group, _, name = path.partition(".")
+    recipe = from_dict(Recipe, {"name": "", "summary": "", group: {name: value}})
+    return getattr(getattr(recipe, group), name)
 
 
 def from_dict(kind: Any, values: Any, where: str = "") -> Any:

@@ -1,0 +1,66 @@
+"""Recipes in stages: which one is trained before another."""
+
+from setwise.errors import InvalidInput, choose
+from setwise.recipes import RECIPES, yaml_file
+from setwise.recipes.schema import Recipe
+
+__all__ = ["stage_before", "stages"]
+
+GROUPS = ("backbone", "relation", "groups")
+"""What both stages have in common, whole."""
+FIELDS = {
+    "data": (
+        "name",
+        "root",
+        "train_list",
+        "val_list",
+        "test_list",
+        "multi_label",
+        "imbalance_factor",
+        "val_fraction",
+        "image_size",
+        "on_error",
+        "cache",
+        "num_workers",
+    ),
+    "trainer": ("max_steps", "precision", "accelerator", "devices", "num_nodes", "logger"),
+}
+"""What they have in common of other groups: the images and the machine."""
+OF_A_STAGE = ("data", "head", "criterion", "optimizer", "trainer")
+"""Groups that ``before.options`` may change."""
+
+
+def stage_before(recipe: Recipe) -> Recipe | None:
+    """What is trained before ``recipe``, so that this starts from its backbone; None where nothing is.
+
+    Raises:
+        UnknownName: if ``before.recipe`` or a field of ``before.options`` is unknown; the nearest are listed.
+        InvalidInput: if ``before.options`` holds a field that both stages share, or a value of another type.
+
+    >>> stage_before(RECIPES["cifar100-lt-crt"].override({"seed": 3})).seed
+    3
+    """
+    part = recipe.before
+    if part.recipe is None or recipe.backbone.weights is not None:
+        return None
+    values = {f"{group}.{name}": getattr(getattr(recipe, group), name) for group in FIELDS for name in FIELDS[group]}
+    values |= {group: getattr(recipe, group) for group in GROUPS}
+    before = choose(part.recipe, RECIPES, "recipe (before.recipe)").override(values)
+    own = {path: yaml_file.read_field(_own(path, recipe), value) for path, value in part.options.items()}
+    return before.override({"backbone.frozen": False, "seed": recipe.seed} | own)
+
+
+def stages(recipe: Recipe) -> list[Recipe]:
+    """All stages of ``recipe`` in their order, itself the last."""
+    before = stage_before(recipe)
+    return [recipe] if before is None else [*stages(before), recipe]
+
+
+def _own(path: str, recipe: Recipe) -> str:
+    group, _, name = path.partition(".")
+    if group not in OF_A_STAGE or name in FIELDS.get(group, ()):
+        raise InvalidInput(
+            f"`before.options` of {recipe.name} cannot set {path!r}: it takes fields of {', '.join(OF_A_STAGE)} that "
+            "are the stage's own (trainer.epochs, optimizer.lr ...); set what both stages share without `before.`."
+        )
+    return path
