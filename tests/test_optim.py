@@ -9,9 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from setwise.build.parts import optimizer_factory
 from setwise.errors import InvalidInput
 from setwise.nn import BatchFormer
 from setwise.optim import NormalizedAdam, lr_factor, make_optimizer, parameter_groups
+from setwise.recipes import RECIPES
 
 C = 8
 
@@ -46,6 +48,21 @@ def optimizer_options(**options):
         "schedule": lambda epoch: 1.0,
         **options,
     }
+
+
+def test_an_early_step_is_the_next_epochs_factor_and_a_squared_rate_the_rate_of_the_official_cosine():
+    factors = [lr_factor(epoch, schedule="cosine", epochs=6, early_step=True) for epoch in range(6)]
+    assert factors == [lr_factor(epoch, schedule="cosine", epochs=6) for epoch in range(1, 7)]
+    assert factors[-1] == 0
+    recipe = RECIPES["digits-lt"].override({"optimizer.official_squared_lr": True, "optimizer.lr": 0.2})
+    network = Network()
+    optimizer, schedule = optimizer_factory(recipe)(network, network.relation)
+    epochs = recipe.trainer.epochs
+    for epoch in range(3):
+        for group in optimizer.param_groups:
+            assert group["lr"] == pytest.approx(0.2 * 0.2 * 0.5 * (1 + math.cos(math.pi * epoch / epochs)))
+        optimizer.step()
+        schedule.step()
 
 
 @pytest.mark.parametrize("relation", [True, False])

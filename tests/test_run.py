@@ -20,6 +20,7 @@ from setwise.build import build_data, build_loader
 from setwise.errors import DataError, MissingFile, RunError
 from setwise.metrics import TAUS, classification_metrics
 from setwise.recipes import RECIPES
+from setwise.report import write_run_report
 from setwise.run_folder import RunFolder, fresh_folder, read_classes
 from setwise.scoring import scores_of
 
@@ -162,6 +163,18 @@ def test_selection_keeps_the_weights_that_validation_prefers(tmp_path, select):
     scores = [float(row.split(",")[column]) for row in rows[1:] if row.split(",")[column]]
     with np.load(folder.predictions) as saved:
         assert float(saved[f"val_{recipe.primary}"]) == pytest.approx(max(scores))
+
+
+def test_weights_that_test_selects_are_the_best_ones_on_test_and_the_report_warns(tmp_path):
+    recipe = TINY.override({"trainer.select": "best", "trainer.select_on": "test", "trainer.val_every": 1})
+    recipe = recipe.override({"primary": "balanced_accuracy"})  # raw: what adjusts the other is chosen on validation
+    line = fit(recipe, tmp_path / "run")
+    rows = next((tmp_path / "run" / "logs" / "csv").glob("version_*/metrics.csv")).read_text().splitlines()
+    column = rows[0].split(",").index("val/balanced_accuracy")
+    scores = [float(row.split(",")[column]) for row in rows[1:] if row.split(",")[column]]
+    assert line["metrics"]["balanced_accuracy"] == pytest.approx(max(scores))
+    page = write_run_report(tmp_path / "run").read_text(encoding="utf-8")
+    assert "selected on the test part" in page
 
 
 def test_a_run_that_ends_before_its_first_validation_keeps_its_last_weights(tmp_path):

@@ -105,11 +105,14 @@ def lr_factor(
     milestones: Sequence[int] = (),
     every: int = 1,
     gamma: float = 0.1,
+    early_step: bool = False,
 ) -> float:
-    """Factor on the learning rate in a 0-based epoch.
+    """Factor on the learning rate in a 0-based epoch; ``early_step`` takes cosine's of the next one, as official code.
 
     >>> [round(lr_factor(e, schedule="cosine", epochs=4), 3) for e in range(4)]
     [1.0, 0.854, 0.5, 0.146]
+    >>> [round(lr_factor(e, schedule="cosine", epochs=4, early_step=True), 3) for e in range(4)]
+    [0.854, 0.5, 0.146, 0.0]
     >>> [lr_factor(e, schedule="constant", epochs=4, warmup_epochs=2) for e in range(4)]
     [0.5, 1.0, 1.0, 1.0]
     >>> [lr_factor(e, schedule="staircase", epochs=5, every=2, gamma=0.5) for e in range(5)]
@@ -118,7 +121,8 @@ def lr_factor(
     if epoch < warmup_epochs:
         return (epoch + 1) / warmup_epochs
     if schedule == "cosine":
-        return 0.5 * (1 + math.cos(math.pi * (epoch - warmup_epochs) / max(1, epochs - warmup_epochs)))
+        step = epoch - warmup_epochs + early_step
+        return 0.5 * (1 + math.cos(math.pi * step / max(1, epochs - warmup_epochs)))
     if schedule == "multistep":
         return gamma ** sum(epoch >= milestone for milestone in milestones)
     if schedule == "staircase":

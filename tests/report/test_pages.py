@@ -1,3 +1,4 @@
+import io
 import json
 import math
 import shlex
@@ -6,12 +7,13 @@ from dataclasses import dataclass, replace
 
 import pytest
 from html_pages import Page, is_self_contained
+from rich.console import Console
 
 from setwise.errors import MissingFile
 from setwise.judge import judge
 from setwise.metrics import holm
 from setwise.recipes import RECIPES
-from setwise.report import comparison_page, write_report, write_run_report
+from setwise.report import comparison_page, comparison_table, selection_warning, write_report, write_run_report
 from setwise.report.method import how_judged
 from setwise.report.parts import command
 from setwise.report.wording import P_LEGEND, interval, percent, points
@@ -31,6 +33,21 @@ def test_the_page_is_well_formed_and_needs_nothing_outside_itself(html, judged_f
     assert page.headings == ALL_PARTS
     assert str(judged_folder) not in html
     assert {tag for tag, _ in page.addresses} == {"a", "img"}
+
+
+def test_weights_that_the_test_part_chose_are_warned_of_wherever_their_numbers_stand(comparison):
+    chosen = {"trainer.select": "best", "trainer.select_on": "test"}
+    other = replace(comparison, plan=replace(comparison.plan, recipe=comparison.plan.recipe.override(chosen)))
+    told = "selected on the test part, so every number of it is too good"
+    assert told in selection_warning(other.plan.recipe)
+    assert not selection_warning(comparison.plan.recipe)
+    for shown, warned in ((comparison, False), (other, True)):
+        console = Console(width=120, file=io.StringIO())
+        console.print(comparison_table(shown))
+        assert (told in console.file.getvalue()) is warned
+        points_told = " ".join(how_judged(shown))
+        assert ("the test part chose the weights" in points_told) is warned
+        assert ("the test part chooses nothing" in points_told) is not warned
 
 
 def test_a_class_name_cannot_become_markup(html):

@@ -90,6 +90,34 @@ def test_related_weight_weighs_the_two_streams():
         torch.testing.assert_close(got, (plain.mean() + weight * related.mean()) / (1 + weight))
 
 
+def test_official_losses_are_what_the_official_code_adds_up():
+    batch = make_batch()
+    task = make().train()
+    logits = task.head(task.relation(task.backbone(batch.image)))
+    losses = CrossEntropy()(logits, streams.tile(batch.target, like=logits))
+    plain, related = streams.split(losses, like=batch.target)
+    expected = {
+        "triple_loss": related.mean() + plain.mean() + losses.mean(),
+        "small_related": 0.01 * (related.mean() + plain.mean()) + plain.mean(),
+        "replace": related.mean(),
+    }
+    for name, value in expected.items():
+        got = step(make(**{f"relation__official_{name}": True}).train(), batch)
+        torch.testing.assert_close(got, value, msg=name)
+
+
+def test_replaced_features_are_all_that_the_head_is_trained_on():
+    task, batch = make(relation__official_replace=True), make_batch()
+    rows = []
+    task.head.register_forward_hook(lambda head, args, out: rows.append(len(out)))
+    step(task.train(), batch).backward()
+    assert rows == [len(batch.target)]
+    assert set(task._curves) == {"train/related_loss", "train/related_accuracy"}
+    assert all(p.grad is not None for p in task.parameters())
+    alone = make(relation__official_replace=True, relation__name="none")
+    torch.testing.assert_close(step(alone.train(), batch), step(make(relation__name="none").train(), batch))
+
+
 def test_all_variants_of_a_seed_start_from_the_same_backbone_and_head():
     plain, related = make(relation__name="none"), make()
     control = make(relation__attend="self", relation__attention_dropout=0.0)
@@ -186,6 +214,10 @@ def test_labels_cannot_choose_neighbours_at_test(attend):
         ({"data__multi_label": True}, "need --criterion.name binary-cross-entropy and --primary"),
         ({"trainer__epochs": 0}, r"`trainer\.epochs` must be at least 1, but it is 0"),
         ({"trainer__val_every": 0}, r"`trainer\.val_every` must be at least 1"),
+        ({"relation__official_replace": True, "relation__related_weight": 2.0}, "three ways to weigh the streams"),
+        ({"relation__official_triple_loss": True, "relation__official_replace": True}, "three ways to weigh"),
+        ({"optimizer__official_squared_lr": True, "optimizer__schedule": "constant"}, "are of cosine schedules"),
+        ({"trainer__select_on": "test"}, r"`trainer\.select_on` test chooses among weights.*--trainer\.select best"),
         ({"relation__related_weight": -1.0}, r"`relation\.related_weight` must be at least 0"),
         ({"trainer__select": "best", "trainer__epochs": 3}, "needs validation, but there is none in 3 epochs"),
     ],

@@ -120,7 +120,8 @@ def build_task(
         counts=counts,
         groups=groups(group_counts, many=recipe.groups.many, few=recipe.groups.few),
         attend=recipe.relation.attend,
-        related_weight=recipe.relation.related_weight,
+        replace=recipe.relation.official_replace,
+        **_loss_weights(recipe),
         relate_at_test=recipe.relation.relate_at_test,
         multi_label=recipe.data.multi_label,
         frozen=recipe.backbone.frozen,
@@ -168,6 +169,10 @@ def _check(recipe: Recipe) -> None:
             f"`trainer.select` {recipe.trainer.select} needs validation, but there is none in {recipe.trainer.epochs} "
             f"epochs with --trainer.val-every {recipe.trainer.val_every}."
         )
+    if recipe.trainer.select_on == "test" and recipe.trainer.select == "last":
+        raise InvalidInput(
+            "`trainer.select_on` test chooses among weights, but the last are kept: add --trainer.select best."
+        )
     if recipe.head.name == "per-class" and relation.name != "none":
         raise InvalidInput(
             f"--head.name per-class has a feature for each class and image, and {relation.name} relates one an image: "
@@ -175,6 +180,20 @@ def _check(recipe: Recipe) -> None:
         )
     if recipe.head.name != "cosine" and recipe.head.scale != schema.Head().scale:
         raise InvalidInput(f"`head.scale` ({recipe.head.scale}) is the cosine head's: add --head.name cosine.")
+
+
+def _loss_weights(recipe: Recipe) -> dict[str, float]:
+    """Weight of the related stream, and how often the loss counts."""
+    part = recipe.relation
+    official = {name for name in ("triple_loss", "small_related", "replace") if getattr(part, f"official_{name}")}
+    if len(official) > 1 or (official and part.related_weight != 1):
+        raise InvalidInput(
+            "`relation.official_triple_loss`, `.official_small_related` and `.official_replace` are three ways to "
+            f"weigh the streams, and `.related_weight` ({part.related_weight:g}) is the fourth: take one of them."
+        )
+    if part.official_small_related:  # 1.01 plain + 0.01 related
+        return {"related_weight": 0.01 / 1.01, "loss_factor": 1.02}
+    return {"related_weight": part.related_weight, "loss_factor": 3.0 if part.official_triple_loss else 1.0}
 
 
 def check_start(recipe: Recipe) -> None:

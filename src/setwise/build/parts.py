@@ -77,9 +77,14 @@ def make_backbone(recipe: Recipe, *, num_classes: int = 0, in_chans: int, image_
 def optimizer_factory(recipe: Recipe) -> OptimizerFactory:
     """What makes optimizer and schedule once the network is there."""
     part = recipe.optimizer
+    if (part.official_squared_lr or part.official_early_step) and part.schedule != "cosine":
+        raise InvalidInput(
+            "`optimizer.official_squared_lr` and `.official_early_step` are of cosine schedules, but "
+            f"`optimizer.schedule` is {part.schedule}."
+        )
     return make_optimizer(
         part.name,
-        lr=part.lr,
+        lr=part.lr**2 if part.official_squared_lr else part.lr,
         momentum=part.momentum,
         nesterov=part.nesterov,
         weight_decay=part.weight_decay,
@@ -93,6 +98,7 @@ def optimizer_factory(recipe: Recipe) -> OptimizerFactory:
             milestones=part.milestones,
             every=part.every,
             gamma=part.gamma,
+            early_step=part.official_early_step,
         ),
     )
 

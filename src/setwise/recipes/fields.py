@@ -106,6 +106,13 @@ class Relation:
     """Weight decay of the relation; None: the optimizer's."""
     related_weight: float = 1.0
     """Weight of the related stream's loss against the plain stream's 1; the sum is divided by 1 + this weight."""
+    official_replace: bool = False
+    """Official RIDE code off CIFAR: in training the related features replace the plain ones, so that the classifier
+    meets at test what it was not trained on. The paper shares it between both."""
+    official_triple_loss: bool = False
+    """Official Balanced Softmax code: the loss counts three times."""
+    official_small_related: bool = False
+    """Official RIDE code on CIFAR: 0.01 x (related + plain) + plain, undivided."""
     num_inducing: int | None = None
     """Relate through so many learned points, for sets of thousands (not exact); None: all to all. Paper: None."""
     memory: int = 0
@@ -210,6 +217,10 @@ class Optimizer:
     """Weight decay of all weights; biases and norms have it under SGD alone."""
     schedule: Literal["cosine", "multistep", "staircase", "constant"] = "cosine"
     """Learning rate over the epochs, after the warm-up; cosine ends at 0."""
+    official_squared_lr: bool = False
+    """Official RIDE code, cosine: the schedule multiplies by the learning rate once more, and so follows its square."""
+    official_early_step: bool = False
+    """Official Balanced Softmax code, cosine: stepped before each epoch, so that the last one has a rate of 0."""
     warmup_epochs: int = 0
     """Epochs over which the learning rate rises linearly from near 0."""
     milestones: tuple[int, ...] = ()
@@ -230,7 +241,10 @@ class Trainer:
     """Stop after so many optimizer steps, whatever the epochs say."""
     select: Literal["last", "best", "early-stopping"] = "last"
     """Weights that are kept: of the last epoch, of the epoch with the best primary metric on validation, or the best
-    with training ended after `patience` checks without progress. Never chosen on test."""
+    with training ended after `patience` checks without progress."""
+    select_on: Literal["val", "test"] = "val"
+    """Part that chooses these weights. test is what several official codes do: its numbers are too good, and the report
+    says so."""
     patience: int = 10
     """early-stopping: validation checks without progress before training ends."""
     val_every: int = 1

@@ -25,6 +25,7 @@ from setwise.report.wording import (
     p_value,
     percent,
     points,
+    selection_warning,
 )
 from setwise.run_folder import write_whole
 
@@ -54,9 +55,10 @@ def write_report(comparison: Comparison, root: Path) -> Path:
     write_whole(root / "comparison.json", data + "\n")
     rows = class_rows(comparison.plan, root, adjusted=_adjusted(comparison))
     alt = f"Paired differences with intervals. {comparison.verdict.sentence}"
+    sentence = f"{comparison.verdict.sentence} {selection_warning(comparison.plan.recipe)}".rstrip()
     page = document(
         f"{comparison.plan.recipe.name}: {comparison.verdict.word}",
-        verdict_part("Comparison", comparison.plan.recipe.name, comparison.verdict.word, comparison.verdict.sentence),
+        verdict_part("Comparison", comparison.plan.recipe.name, comparison.verdict.word, sentence),
         image("image/svg+xml", svg(comparison_figure(comparison, titled=False)), alt=alt),
         _metrics(comparison),
         section("How it was judged", element("ol", *(element("li", said) for said in how_judged(comparison)))),

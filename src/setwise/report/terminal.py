@@ -21,6 +21,7 @@ from setwise.report.wording import (
     p_value,
     percent,
     points,
+    selection_warning,
 )
 
 __all__ = ["comparison_table", "kinds_of_neighbours", "run_table"]
@@ -40,6 +41,8 @@ def comparison_table(comparison: Comparison) -> Group:
     word, _, numbers = verdict.sentence.partition(":")
     head = Text.assemble((word, VERDICT_STYLES.get(verdict.word, OTHER_VERDICT)), f":{numbers}")
     parts: list[RenderableType] = [head, Text(), _MetricTable(comparison), _legend(comparison)]
+    if warning := selection_warning(comparison.plan.recipe):
+        parts.insert(1, Text(warning, style="bold red"))
     if kinds := kinds_of_neighbours(comparison):
         parts += [Text(), _kinds_table(comparison, kinds), Text(P_LEGEND, style="dim")]
     parts += [Text(line) for line in reported_lines(comparison)]

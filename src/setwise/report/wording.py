@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from setwise.judge import Comparison
 from setwise.metrics import Interval, lower_is_better
+from setwise.recipes import Recipe
 
 __all__ = [
     "ADJUSTED",
@@ -19,6 +20,7 @@ __all__ = [
     "p_value",
     "percent",
     "points",
+    "selection_warning",
     "signed",
 ]
 
@@ -86,6 +88,13 @@ def ordered(comparison: Comparison) -> list[str]:
         return metric != primary, metric.startswith(ADJUSTED) != primary.startswith(ADJUSTED), rank, name
 
     return sorted(found, key=place)
+
+
+def selection_warning(recipe: Recipe) -> str:
+    """What must stand beside the numbers of weights that the test part chose; nothing elsewhere."""
+    if recipe.trainer.select_on != "test":
+        return ""
+    return "Warning: the kept weights were selected on the test part, so every number of it is too good."
 
 
 def percent(fraction: float | None) -> str:

@@ -42,6 +42,8 @@ class Classification(L.LightningModule):
         groups: name -> classes ``[K]`` boolean, for the metrics of many-, medium- and few-shot classes.
         attend: whom a sample may attend to in training; see :data:`setwise.nn.attend.ATTEND`.
         related_weight: weight of the related stream's loss against the plain stream's 1. Paper: 1.
+        loss_factor: of the weighted mean over both streams; some official code counts it more than once. Paper: 1.
+        replace: train on the related stream alone, as the official RIDE code does. Paper: both streams.
         relate_at_test: predict from related features (transductive); the paper predicts from plain ones.
         multi_label: targets are ``[B, K]`` and several classes may be right.
         frozen: train relation and head alone, on a backbone that stays as it was loaded.
@@ -66,6 +68,8 @@ class Classification(L.LightningModule):
         groups: dict[str, Tensor],
         attend: str = "all",
         related_weight: float = 1.0,
+        loss_factor: float = 1.0,
+        replace: bool = False,
         relate_at_test: bool = False,
         multi_label: bool = False,
         frozen: bool = False,
@@ -76,6 +80,7 @@ class Classification(L.LightningModule):
         self.backbone, self.head, self.criterion, self.relation = backbone, head, criterion, relation
         self.make_optimizer, self.counts, self.groups = optimizer, counts, groups
         self.attend, self.related_weight, self.relate_at_test = attend, related_weight, relate_at_test
+        self.loss_factor, self.replace = loss_factor, replace
         self.multi_label, self.micro_batch, self.seed = multi_label, micro_batch, seed
         self.frozen = frozen
         if frozen:
@@ -108,6 +113,8 @@ class Classification(L.LightningModule):
         z = in_micro_batches(self.backbone, batch.image, self.micro_batch or len(batch.image))  # [B, C]
         if self.relation is not None:
             z = self.relation(z, self._mask(batch.target, batch_idx))  # [S*B, C]
+            if self.replace:
+                z = z[len(batch.image) :]
         logits = self.head(z)  # [S*B, K]
         losses = self.criterion(logits, streams.tile(batch.target, like=logits))
         plain, related = streams.split(losses, like=batch.target)
@@ -115,7 +122,8 @@ class Classification(L.LightningModule):
         self._keep_curves(scores, losses.detach(), batch.target)
         if related is None:
             return plain.mean()
-        return (plain.mean() + self.related_weight * related.mean()) / (1 + self.related_weight)
+        mean = (plain.mean() + self.related_weight * related.mean()) / (1 + self.related_weight)
+        return self.loss_factor * mean
 
     def _mask(self, target: Tensor, batch_idx: int) -> Tensor | None:
         self._warn_single_class(target)
@@ -150,8 +158,9 @@ class Classification(L.LightningModule):
     def _keep_curves(self, logits: Tensor, losses: Tensor, target: Tensor) -> None:
         """Loss and accuracy of each stream, kept on the device until the epoch ends."""
         labels = target if target.dim() == 1 else target.argmax(1)
+        names = ("related", "") if self.replace and self.relation is not None else ("plain", "related")
         for stream, scores, values in zip(
-            ("plain", "related"), streams.split(logits, like=target), streams.split(losses, like=target), strict=True
+            names, streams.split(logits, like=target), streams.split(losses, like=target), strict=True
         ):
             if scores is not None and values is not None:
                 self._curves.setdefault(f"train/{stream}_loss", []).append(values.mean())
