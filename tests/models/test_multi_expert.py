@@ -1,6 +1,7 @@
 """Networks of several experts, the relation on each, and routing, against plain loops."""
 
 import pytest
+import timm
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,6 +17,7 @@ from setwise.models import (
     MultiExpertCifarResNet,
     assignment_loss,
     assignment_target,
+    create_backbone,
     create_head,
     route,
     split_experts,
@@ -25,6 +27,7 @@ from setwise.recipes import RECIPES
 from setwise.tasks import Classification
 
 E = 3
+FEW = (8, 16, 24, 32)
 TINY = {"depth": 1, "width": 4, "num_classes": 0}
 
 
@@ -48,6 +51,27 @@ def test_experts_share_the_stem_and_nothing_else():
     with torch.no_grad():
         model.conv1.weight.mul_(-1)
     assert not any(torch.equal(model(x).chunk(E, 1)[e], after[:, e]) for e in range(E))
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "planes"),
+    [("ride_resnet10", 384, 192), ("ride_resnet50", 1536, 192), ("ride_resnext50_32x4d", 1536, 384)],
+)
+def test_widths_at_224_pixels_are_those_of_the_official_code(name, width, planes):
+    with torch.device("meta"):
+        model = create_backbone(name)
+        assert model(torch.zeros(2, 3, 224, 224)).shape == (2, E * width)
+    assert [expert[0][0].conv1.out_channels for expert in model.experts] == [planes] * E
+    assert model.stem[-1][0].conv1.out_channels in (128, 256)  # shared stages keep the width of the plain network
+
+
+def test_one_expert_of_full_width_is_timms_resnet():
+    plain = timm.create_model("resnet10t", num_classes=0, stem_type="", stem_width=64, avg_down=False, channels=FEW)
+    single = create_backbone("ride_resnet10", options={"num_experts": 1, "channels": FEW})
+    names = zip(plain.state_dict(), single.state_dict(), strict=True)
+    single.load_state_dict({own: plain.state_dict()[name] for name, own in names})
+    x = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(single.eval()(x), plain.eval()(x))
 
 
 def test_one_expert_of_the_same_widths_is_a_resnet():

@@ -1,7 +1,7 @@
 """The one door to timm: backbones by name, ours among them.
 
-Importing this module registers with timm what it does not have: ``cifar_resnet32``, ``ride_resnet32``,
-``digits_cnn``, ``patchconvnet_*``.
+Importing this module registers with timm what it does not have: ``cifar_resnet32``, ``ride_resnet*``,
+``ride_resnext50_32x4d``, ``digits_cnn``, ``patchconvnet_*``.
 """
 
 from setwise.models.backbone import OURS, create_backbone, feature_dim, list_backbones
@@ -10,6 +10,7 @@ from setwise.models.cifar_resnet import CifarResNet
 from setwise.models.class_maps import cam, grad_cam
 from setwise.models.decoupled import LearnableScale, choose_exponent, tau_normalize
 from setwise.models.digits_cnn import DigitsCNN
+from setwise.models.expert_resnet import MultiExpertResNet
 from setwise.models.expert_routing import ExpertAssignment, Routed, assignment_loss, assignment_target, route
 from setwise.models.feature_map import FeatureMap, map_channels
 from setwise.models.heads import CosineClassifier, create_head, has_class_queries, without_classifier
@@ -29,6 +30,7 @@ __all__ = [
     "LearnableScale",
     "LoadReport",
     "MultiExpertCifarResNet",
+    "MultiExpertResNet",
     "PatchConvNet",
     "Routed",
     "assignment_loss",

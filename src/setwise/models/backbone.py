@@ -7,13 +7,16 @@ import torch
 from torch import nn
 
 from setwise.errors import InvalidInput, RunError, SetwiseError, UnknownName
-from setwise.models import cifar_resnet, digits_cnn, multi_expert
+from setwise.models import cifar_resnet, digits_cnn, expert_resnet, multi_expert
 
 __all__ = ["OURS", "create_backbone", "feature_dim", "list_backbones"]
 
 OURS = {
     "cifar_resnet32": cifar_resnet.cifar_resnet32,
     "ride_resnet32": multi_expert.ride_resnet32,
+    "ride_resnet10": expert_resnet.ride_resnet10,
+    "ride_resnet50": expert_resnet.ride_resnet50,
+    "ride_resnext50_32x4d": expert_resnet.ride_resnext50_32x4d,
     "digits_cnn": digits_cnn.digits_cnn,
 }
 """What this library registers with timm."""

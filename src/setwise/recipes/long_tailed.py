@@ -177,38 +177,6 @@ CIFAR100_LWS = CIFAR100_CRT.override(
     }
 )
 
-# The settings of RIDE's CIFAR-100-LT run: crop, flip and rotation, lr 0.1 with Nesterov momentum, weight decay 5e-4,
-# a hundredth of the rate from epochs 160 and 180 on, class weights from 160 on, widths reduced to 24 and 48.
-CIFAR100_RIDE = CIFAR100.override(
-    {
-        "name": "cifar100-lt-ride",
-        "summary": "CIFAR-100-LT (imbalance 100), RIDE: three experts on a shared stem, ResNet-32, 200 epochs",
-        "data.augment": "crop-flip-rotate",
-        "backbone": Backbone(name="ride_resnet32"),
-        "relation.num_heads": 1,
-        "head.name": "cosine",
-        "criterion": Criterion(name="ride", class_weights="effective-number", reweight_epoch=160, diversity=0.45),
-        "optimizer": Optimizer(
-            lr=0.1,
-            nesterov=True,
-            weight_decay=5e-4,
-            warmup_epochs=5,
-            schedule="multistep",
-            milestones=(160, 180),
-            gamma=0.01,
-        ),
-        "paper": f"{BATCHFORMER}; Wang et al.: RIDE, ICLR 2021, https://arxiv.org/abs/2010.01809",
-        "reported": (
-            Reported(
-                metric="accuracy",
-                variant="plain",
-                value=0.48,
-                source="long-tailed literature, RIDE with 3 experts: 48.0 to 49.1 %, on the whole official test set",
-            ),
-        ),
-    }
-)
-
 IMAGE_FOLDER = Recipe(
     name="image-folder",
     summary="your own images: root/train/<class>/, root/val/<class>/, or one folder of class folders",
@@ -251,7 +219,6 @@ LONG_TAILED = (
     CIFAR100_LDAM,
     CIFAR100_CRT,
     CIFAR100_LWS,
-    CIFAR100_RIDE,
     CIFAR100_SHORT,
     CIFAR100_BALANCED_SHORT,
     CIFAR10,
