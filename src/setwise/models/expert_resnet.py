@@ -13,6 +13,7 @@ from setwise.models.pooled import PooledNetwork
 
 __all__ = ["MultiExpertResNet", "ride_resnet10", "ride_resnet50", "ride_resnext50_32x4d"]
 
+SHARED = ("conv1", "bn1", "act1", "maxpool", "layer1", "layer2")
 CHANNELS = (64, 128, 192, 384)
 """Planes of the four stages: RIDE takes a quarter off the last two, which each expert has for itself."""
 
@@ -57,13 +58,15 @@ class MultiExpertResNet(PooledNetwork):
         if num_experts < 1:
             raise InvalidInput(f"`num_experts` must be at least 1, but it is {num_experts}.")
 
-        def one() -> ResNet:
-            return ResNet(block, layers, num_classes=0, in_chans=in_chans, channels=tuple(channels), **options)
+        def one() -> dict[str, nn.Module]:
+            kind: Any = block  # timm's annotation says a block, and means its class
+            network = ResNet(kind, layers, num_classes=0, in_chans=in_chans, channels=tuple(channels), **options)
+            return dict(network.named_children())
 
         shared = one()
-        self.stem = nn.Sequential(shared.conv1, shared.bn1, shared.act1, shared.maxpool, shared.layer1, shared.layer2)
+        self.stem = nn.Sequential(*(shared[name] for name in SHARED))
         whole = (shared, *(one() for _ in range(num_experts - 1)))
-        self.experts = nn.ModuleList(nn.Sequential(network.layer3, network.layer4) for network in whole)
+        self.experts = nn.ModuleList(nn.Sequential(parts["layer3"], parts["layer4"]) for parts in whole)
         self.num_experts = num_experts
         self.num_features = self.head_hidden_size = num_experts * channels[3] * block.expansion
         self.reset_classifier(num_classes)

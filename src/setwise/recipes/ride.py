@@ -11,16 +11,18 @@ from setwise.recipes.schema import (
     Relation,
     Reported,
     Trainer,
+    Variant,
 )
 
 __all__ = ["RIDE"]
 
 
-def _reported(setting: str, **percent: tuple[float, float, float, float]) -> tuple[Reported, ...]:
-    """Accuracy of all, many-, medium- and few-shot classes, for each variant."""
+def _reported(setting: str, *, plain: tuple[float, ...], related: tuple[float, ...]) -> tuple[Reported, ...]:
+    """Accuracy of all, many-, medium- and few-shot classes, without and with BatchFormer."""
+    variants: dict[Variant, tuple[float, ...]] = {"plain": plain, "related": related}
     return tuple(
         Reported(metric=metric, variant=variant, value=round(value / 100, 4), source=f"BatchFormer's table, {setting}")
-        for variant, values in percent.items()
+        for variant, values in variants.items()
         for metric, value in zip(("accuracy", "many", "medium", "few"), values, strict=True)
     )
 
