@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from setwise.data import Batch, Loader
+from setwise.data import Batch, BatchOfViews, Loader
 from setwise.data.few_shot import EpisodeBatch
 from setwise.errors import RunError, Stopped
 from setwise.nn.gather import gather_objects
@@ -95,7 +95,7 @@ class NoNumber(Callback):
         trainer: L.Trainer,
         pl_module: L.LightningModule,
         outputs: Any,
-        batch: Batch | EpisodeBatch,
+        batch: Batch | BatchOfViews | EpisodeBatch,
         batch_idx: int,
     ) -> None:
         """Keep the loss on the device, and now and then look."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from setwise.data import DATASETS, make_loader
+from setwise.data import DATASETS, Batch, make_loader
 from setwise.data.dataset import Split
 from setwise.data.images import ImageFiles, ListedImages, StackedImages
 from setwise.data.loader import EpochSampler
@@ -76,6 +76,35 @@ def test_loading_leaves_the_global_random_state_alone():
 def test_another_seed_gives_another_order_and_other_augmentation():
     one, other = epoch_of(loader_of(stacked())), epoch_of(loader_of(stacked(), seed=1))
     assert not torch.equal(one[0].index, other[0].index)
+
+
+def test_a_batch_with_views_is_the_batch_without_them_and_further_views_of_its_images():
+    plain = epoch_of(loader_of(stacked()), 1)
+    viewed = epoch_of(viewed_loader(), 1)
+    untouched = epoch_of(loader_of(stacked(), transform="none"), 1)
+    for one, many, as_it_is in zip(plain, viewed, untouched, strict=True):
+        assert equal([one], [many[:3]])
+        again, simclr, same = many.views
+        assert not torch.equal(again, one.image)  # the same augmentation, drawn anew
+        assert not torch.equal(simclr, again)
+        assert torch.equal(same, as_it_is.image)
+    assert equal([batch.views for batch in viewed], [b.views for b in epoch_of(viewed_loader(), 1)])
+
+
+def viewed_loader():
+    return loader_of(stacked(), views=["crop-flip", "simclr-cifar", "none"])
+
+
+def test_evaluation_has_no_views():
+    assert all(isinstance(batch, Batch) for batch in loader_of(stacked(), train=False, views=["crop-flip"]))
+
+
+def test_views_are_not_mixed_and_have_known_names():
+    for mix in ("mixup", "cutmix"):
+        with pytest.raises(InvalidInput, match="`views` show one image each"):
+            loader_of(stacked(), views=["crop-flip"], **{mix: 1.0})
+    with pytest.raises(UnknownName, match="crop-flip"):
+        loader_of(stacked(), views=["crop-flop"])
 
 
 def test_order_does_not_depend_on_the_augmentation():

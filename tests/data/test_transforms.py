@@ -71,8 +71,8 @@ def test_every_transform_keeps_shape_and_type_and_repeats_itself(name, channels)
 
 
 @pytest.mark.parametrize("name", [name for name in TRANSFORMS if name != "none"])
-@pytest.mark.parametrize("change", [{"seed": 1}, {"epoch": 4}])
-def test_augmentation_differs_between_seeds_and_epochs(name, change):
+@pytest.mark.parametrize("change", [{"seed": 1}, {"epoch": 4}, {"view": 1}])
+def test_augmentation_differs_between_seeds_epochs_and_views(name, change):
     images = some_images(16)
     assert not torch.equal(apply(name, images), apply(name, images, **change))
 
@@ -89,6 +89,14 @@ def test_per_image_augmentation_does_not_depend_on_the_batch(name):
 def test_images_of_different_sizes_become_one_batch_of_the_wanted_size(name):
     images = [some_images(1, 3, height, width)[0] for height, width in ((20, 30), (40, 24), (16, 16))]
     assert apply(name, images, image_size=16).shape == (3, 3, 16, 16)
+
+
+def test_a_fifth_of_simclrs_views_is_grey():
+    images = some_images(300, height=16, width=16)
+    for name in ("simclr", "simclr-cifar"):
+        views = apply(name, images)
+        grey = ((views[:, 0] == views[:, 1]) & (views[:, 1] == views[:, 2])).flatten(1).all(1)
+        assert 0.1 < grey.float().mean() < 0.3
 
 
 def test_images_of_the_right_size_are_not_touched_in_evaluation():

@@ -4,7 +4,7 @@ To add a data set: a file (or a class in its family's file) that defines a :clas
 in ``tests/fakes.py`` that writes a tiny copy of it.
 """
 
-from setwise.data.batch import Batch
+from setwise.data.batch import Batch, BatchOfViews
 from setwise.data.cifar import CIFAR10_LT, CIFAR100_LT
 from setwise.data.dataset import DataSet, Split, Splits
 from setwise.data.digits import DIGITS_LT
@@ -19,6 +19,7 @@ __all__ = [
     "IMAGE_EXTENSIONS",
     "TRANSFORMS",
     "Batch",
+    "BatchOfViews",
     "DataSet",
     "Loader",
     "Split",

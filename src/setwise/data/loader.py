@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import v2
 
-from setwise.data.batch import Batch
+from setwise.data.batch import Batch, BatchOfViews
 from setwise.data.dataset import Split
 from setwise.data.images import num_cores
 from setwise.data.problems import WAY_OUT, OnError, settle
@@ -39,7 +39,7 @@ class Draw(NamedTuple):
 class Fetched(NamedTuple):
     """A batch, and what of it could not be read."""
 
-    batch: Batch | DataError | None
+    batch: Batch | BatchOfViews | DataError | None
     """None if nothing could be read; an error where the images do not go together."""
     problems: tuple[str, ...]
 
@@ -116,6 +116,7 @@ class BatchedSplit(Dataset[Fetched]):
         split: Split,
         *,
         transform: Transform,
+        views: Sequence[Transform],
         mean: Sequence[float],
         std: Sequence[float],
         seed: int,
@@ -123,7 +124,7 @@ class BatchedSplit(Dataset[Fetched]):
         on_error: OnError,
         way_out: str,
     ) -> None:
-        self.split, self.transform, self.mean, self.std = split, transform, mean, std
+        self.split, self.transform, self.views, self.mean, self.std = split, transform, views, mean, std
         self.seed, self.mix, self.on_error, self.way_out = seed, mix, on_error, way_out
         self.skipped: dict[str, None] = {}  # an ordered set, filled in the main process
 
@@ -132,18 +133,35 @@ class BatchedSplit(Dataset[Fetched]):
         if not len(index):
             return Fetched(None, problems)
         try:
-            augmented = self.transform(
-                images, image_size=self.split.image_size, seed=self.seed, epoch=draw.epoch, step=draw.step, index=index
+            image, *views = (
+                self.augmented(images, index, draw, change=change, view=view)
+                for view, change in enumerate((self.transform, *self.views))
             )
         except DataError as error:  # images of several sizes
             return Fetched(error, problems)
-        image = normalise(augmented, mean=self.mean, std=self.std)
         target = self.split.target[index]
+        if views:
+            return Fetched(BatchOfViews(image, target, index, tuple(views)), problems)
         if self.mix is not None:
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(key(self.seed, "mix", draw.epoch, draw.step))
                 image, target = self.mix(image, target)
         return Fetched(Batch(image, target, index), problems)
+
+    def augmented(
+        self, images: Tensor | list[Tensor], index: Tensor, draw: Draw, *, change: Transform, view: int
+    ) -> Tensor:
+        """One view of the images of a batch, normalised."""
+        changed = change(
+            images,
+            image_size=self.split.image_size,
+            seed=self.seed,
+            epoch=draw.epoch,
+            step=draw.step,
+            index=index,
+            view=view,
+        )
+        return normalise(changed, mean=self.mean, std=self.std)
 
     def read(self, indices: Tensor) -> tuple[Tensor | list[Tensor], Tensor, tuple[str, ...]]:
         """The images that can be read, their places, and what is wrong with the others."""
@@ -157,6 +175,8 @@ class BatchedSplit(Dataset[Fetched]):
 
 class Loader(DataLoader[Any]):
     """A DataLoader of :class:`Batch` that knows what could not be read. Built by :func:`make_loader`.
+
+    Where images are seen in several views, training batches are a :class:`BatchOfViews`.
 
     With Lightning pass ``use_distributed_sampler=False`` to the Trainer: the sampler shares out the data itself.
     """
@@ -172,7 +192,7 @@ class Loader(DataLoader[Any]):
         """
         return tuple(self.dataset.skipped)
 
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[Batch | BatchOfViews]:  # type: ignore[override]
         """Batches of one epoch.
 
         Raises:
@@ -204,6 +224,7 @@ def make_loader(
     seed: int,
     train: bool,
     num_classes: int,
+    views: Sequence[str] = (),
     num_workers: int | None = None,
     mixup: float = 0.0,
     cutmix: float = 0.0,
@@ -223,6 +244,7 @@ def make_loader(
         seed: keys order, augmentation and mixing.
         train: shuffled, augmented, with mixup and CutMix, without the last incomplete batch; or everything, as it is.
         num_classes: width of mixed targets.
+        views: further augmentations of each training image, drawn by themselves; batches are then a ``BatchOfViews``.
         num_workers: processes that read files; None: none for images in memory, else the cores there are.
         mixup: alpha of mixup's Beta distribution; 0 switches it off. DeiT: 0.8.
         cutmix: alpha of CutMix's Beta distribution; 0 switches it off. DeiT: 1. With both, every batch draws one.
@@ -234,9 +256,13 @@ def make_loader(
 
     Raises:
         UnknownName: if there is no such transform or sampler.
-        InvalidInput: if a number is out of range, or a sampler is to draw images of several labels by their class.
+        InvalidInput: if a number is out of range, a sampler is to draw images of several labels by their class, or
+            views are to be mixed.
     """
     chosen = choose(transform, TRANSFORMS, "transform")
+    further = [choose(view, TRANSFORMS, "transform (views)") for view in views]
+    if further and (mixup or cutmix):
+        raise InvalidInput("`views` show one image each, which mixup and cutmix would mix: switch these off.")
 
     def draw(epoch: int) -> Tensor:
         return draw_epoch(sampler, split.target, seed=seed, epoch=epoch, epochs=epochs)
@@ -246,6 +272,7 @@ def make_loader(
     batches = BatchedSplit(
         split,
         transform=chosen if train else TRANSFORMS["none"],
+        views=further if train else (),
         mean=mean,
         std=std,
         seed=seed,

@@ -3,7 +3,7 @@
 A transform has up to two steps. The batched step moves a whole batch with a few tensor operations, which is what keeps
 two cores ahead of a small network; the per-image step is torchvision's, one image at a time. Neither touches the
 global random state: a batch is drawn from a generator keyed by (seed, "augment", epoch, step), an image by
-(seed, "augment", epoch, index).
+(seed, "augment", epoch, index). Further views of the same images have a purpose of their own in the key.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,6 +27,13 @@ Size = tuple[int, int]
 CIFAR_PAD = 4
 ROTATION_DEGREES = 15
 CUTOUT_SIDE = 16
+
+BLUR_SIGMA = (0.1, 2.0)
+BLUR_TAPS = 13
+"""In pixels; the kernel reaches three times the widest deviation."""
+GREY_PROBABILITY = 0.2
+BLUR_PROBABILITY = 0.5
+"""Of SimCLR's views."""
 
 RESIZE_OVER_CROP = 256 / 224
 """ImageNet's evaluation: shorter side to 256 pixels, then the central 224."""
@@ -54,6 +61,7 @@ class Transform:
         epoch: int,
         step: int,
         index: Int64[Tensor, "b"],
+        view: int = 0,
     ) -> UInt8[Tensor, "b c h w"]:
         """Augment the images of one batch.
 
@@ -64,15 +72,17 @@ class Transform:
             epoch: 0-based.
             step: number of the batch in its epoch.
             index: places of the images in their split.
+            view: number of the view, for images that are seen in several ways; each draws by itself.
 
         Raises:
             DataError: if the images differ in size and no ``image_size`` is given.
         """
+        purpose = f"augment, view {view}" if view else "augment"
         if not self.chooses_crop:
             images = fit_to(images, image_size)
         if self.batched is not None:
             assert isinstance(images, Tensor), "a batched step needs images of one size"
-            images = self.batched(images, generator(seed, "augment", epoch, step))
+            images = self.batched(images, generator(seed, purpose, epoch, step))
         if self.per_image is None:
             assert isinstance(images, Tensor)
             return images
@@ -81,7 +91,7 @@ class Transform:
         changed = []
         with torch.random.fork_rng(devices=[]):
             for image, place in zip(images, index.tolist(), strict=True):
-                torch.default_generator.manual_seed(key(seed, "augment", epoch, place))  # torch's would reseed GPUs
+                torch.default_generator.manual_seed(key(seed, purpose, epoch, place))  # torch's would reseed GPUs
                 changed.append(change(image))
         return torch.stack(changed)
 
@@ -194,9 +204,37 @@ def autoaugment(size: Size) -> Callable[[Tensor], Tensor]:
     return v2.Compose([v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10), cutout])
 
 
-def resized_crop(size: Size, *extra: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """A random part of the image, brought to the size the network sees and mirrored in half of the cases."""
-    return v2.Compose([v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip(), *extra])
+def resized_crop(size: Size, *extra: Callable[[Tensor], Tensor], smallest: float = 0.08) -> Callable[[Tensor], Tensor]:
+    """A random part of the image, brought to the size the network sees and mirrored in half of the cases.
+
+    Args:
+        size: of the result.
+        extra: what follows.
+        smallest: part of the area that is kept at least.
+    """
+    crop = v2.RandomResizedCrop(size, scale=(smallest, 1.0), antialias=True)
+    return v2.Compose([crop, v2.RandomHorizontalFlip(), *extra])
+
+
+def jitter(hue: float = 0.0) -> Callable[[Tensor], Tensor]:
+    """Other brightness, contrast and saturation, by up to 0.4, and another hue."""
+    return v2.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=hue)
+
+
+def simclr_view(size: Size) -> Callable[[Tensor], Tensor]:
+    """A random part in other colours, grey or not, blurred or not: the views of large images."""
+    return resized_crop(size, jitter(), *grey_and_blur())
+
+
+def simclr_view_of_cifar(size: Size) -> Callable[[Tensor], Tensor]:
+    """A random part of at least a fifth of the area, mostly in other colours, grey or not, blurred or not."""
+    return resized_crop(size, v2.RandomApply([jitter(hue=0.1)], p=0.8), *grey_and_blur(), smallest=0.2)
+
+
+def grey_and_blur() -> list[Callable[[Tensor], Tensor]]:
+    """Grey in a fifth of the cases, blurred in half of them."""
+    blur = v2.RandomApply([v2.GaussianBlur(BLUR_TAPS, BLUR_SIGMA)], p=BLUR_PROBABILITY)
+    return [v2.RandomGrayscale(GREY_PROBABILITY), blur]
 
 
 crop_flip = partial(random_crop, pad=CIFAR_PAD, mirror=True)
@@ -228,13 +266,31 @@ TRANSFORMS: dict[str, Transform] = {
     "random-resized-crop": Transform(
         summary="a random part at a random scale, mirrored or not, colours jittered by 0.4",
         source="Kang et al., Decoupling, ICLR 2020, arXiv:1910.09217: their code for ImageNet-LT",
-        per_image=lambda size: resized_crop(size, v2.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4)),
+        per_image=lambda size: resized_crop(size, jitter()),
         chooses_crop=True,
     ),
     "randaugment": Transform(
         summary="a random part at a random scale, mirrored or not, two random operations of magnitude 9",
         source="Cubuk et al., RandAugment, NeurIPS 2020, arXiv:1909.13719; as torchvision implements it",
         per_image=lambda size: resized_crop(size, v2.RandAugment(num_ops=2, magnitude=9)),
+        chooses_crop=True,
+    ),
+    "jitter-randaugment": Transform(
+        summary="random-resized-crop, then two random operations at their full strength: PaCo's queries",
+        source="Cui et al., PaCo, ICCV 2021, arXiv:2107.12028: their code has timm's rand-n2-m10; torchvision's here",
+        per_image=lambda size: resized_crop(size, jitter(), v2.RandAugment(num_ops=2, magnitude=30)),
+        chooses_crop=True,
+    ),
+    "simclr": Transform(
+        summary="a random part, mirrored or not, colours jittered by 0.4, grey in 1 of 5 cases, blurred in 1 of 2",
+        source="Chen et al., SimCLR, ICML 2020, arXiv:2002.05709, in the form of PaCo's code for ImageNet-LT",
+        per_image=simclr_view,
+        chooses_crop=True,
+    ),
+    "simclr-cifar": Transform(
+        summary="the same of at least a fifth of the area, colours (hue by 0.1, too) jittered in 4 of 5 cases",
+        source="Chen et al., SimCLR, ICML 2020, arXiv:2002.05709, in the form of PaCo's code for CIFAR",
+        per_image=simclr_view_of_cifar,
         chooses_crop=True,
     ),
 }
