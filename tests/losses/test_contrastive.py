@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from setwise.errors import InvalidInput
-from setwise.losses import BalancedSoftmax, nt_xent, parametric_contrastive
+from setwise.losses import BalancedSoftmax, PaCo, nt_xent, parametric_contrastive
 
 N, M, K, D = 5, 9, 3, 4
 COUNTS = torch.tensor([50, 9, 3])
@@ -91,6 +91,39 @@ def test_paco_without_features_is_balanced_softmax():
     torch.testing.assert_close(got, BalancedSoftmax(counts=COUNTS)(LOGITS, TARGET))
 
 
+def test_the_criterion_gives_each_stream_the_same_queries_and_keys():
+    related = LOGITS.flip(0)
+    features = {"query": QUERY, "others": OTHERS, "others_target": OTHERS_TARGET}
+    criterion = PaCo(counts=COUNTS, temperature=OPTIONS["temperature"], alpha=OPTIONS["alpha"])
+    got = criterion.contrast(torch.cat([LOGITS, related]), TARGET, **features)
+    torch.testing.assert_close(got, torch.cat([paco(), paco(class_logits=related)]))
+    torch.testing.assert_close(criterion.contrast(LOGITS, TARGET, **features), paco())
+
+
+def test_class_weights_multiply_the_criterions_losses_over_both_streams():
+    weights = torch.tensor([0.5, 1.0, 3.0])
+    features = {"query": QUERY, "others": OTHERS, "others_target": OTHERS_TARGET}
+    plain, weighted = PaCo(counts=COUNTS), PaCo(counts=COUNTS, class_weights=weights, reweight_epoch=1)
+    both = torch.cat([LOGITS, LOGITS.flip(0)])
+    losses = plain.contrast(both, TARGET, **features)
+    torch.testing.assert_close(weighted.contrast(both, TARGET, **features), losses)
+    weighted.set_epoch(1)
+    of_rows = weights[torch.cat([TARGET, TARGET])]
+    torch.testing.assert_close(weighted.contrast(both, TARGET, **features), losses * of_rows / of_rows.mean())
+
+
+def test_the_criterion_on_scores_alone_is_balanced_softmax():
+    torch.testing.assert_close(PaCo(counts=COUNTS)(LOGITS, TARGET), BalancedSoftmax(counts=COUNTS)(LOGITS, TARGET))
+
+
+def test_autocast_does_not_reach_the_cosines():
+    features = {"query": QUERY, "others": OTHERS, "others_target": OTHERS_TARGET}
+    criterion = PaCo(counts=COUNTS, temperature=0.05)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = criterion.contrast(LOGITS, TARGET, **features)
+    assert torch.equal(got, criterion.contrast(LOGITS, TARGET, **features))
+
+
 def test_keys_get_no_gradient_and_everything_else_does():
     logits, query, others = (x.clone().requires_grad_() for x in (LOGITS, QUERY, OTHERS))
     parametric_contrastive(logits, query, others, TARGET, OTHERS_TARGET, **OPTIONS).sum().backward()
@@ -150,6 +183,8 @@ def paco(**changes):
         (lambda: paco(others=OTHERS[:, :2]), r"`others` \[9, 2\] with 9"),
         (lambda: paco(others_target=OTHERS_TARGET[:2]), r"`others` \[9, 4\] with 2"),
         (lambda: paco(target=LOGITS.softmax(1)), "PaCo compares labels, and has none in soft targets"),
+        (lambda: PaCo(counts=COUNTS, temperature=0.0), r"`temperature` \(0\.0\) must be above 0"),
+        (lambda: PaCo(counts=COUNTS, alpha=-1.0), r"`alpha` \(-1\.0\) is a weight"),
         (lambda: paco(target=TARGET + 1), "label 3 is out of range"),
     ],
 )

@@ -12,7 +12,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
-from setwise.nn import BatchFormer, BatchFormerV2, record_attention
+from setwise.nn import BatchFormer, BatchFormerV2, MomentumContrast, record_attention
 from setwise.nn.gather import gather_objects, gather_set
 
 WORLD, B, N, C = 2, 5, 3, 12
@@ -75,6 +75,7 @@ def one_of_two(rank, folder):
     relation = networks()["v1"][1]
     x = batches()["v1"][mine]
     found["masked"] = relation(x, masks()[mine]).detach()
+    found["queue"] = keys_of_two_steps(batches()["v1"][mine], rank)
     found["padded"] = padded(networks()["v2"], batches()["v2"][mine], paddings()[mine])
     with record_attention(relation.eval()) as maps:
         assert relation(x) is x
@@ -84,6 +85,16 @@ def one_of_two(rank, folder):
     found["sentences"] += [_sentence(relation, x, torch.ones(B, B, dtype=torch.bool))]
     torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
+
+
+def keys_of_two_steps(x, rank):
+    """What a queue with room for a step and a half holds after two; labels say step and rank."""
+    torch.manual_seed(0)
+    encoder = nn.Linear(C, C).double()
+    contrast = MomentumContrast(encoder, C, dim=4, size=WORLD * B + B).double()
+    for step in range(2):
+        contrast(encoder, encoder(x), x + step, torch.full((B,), 10 * step + rank))
+    return contrast.queue.read()
 
 
 def padded(network, x, padding):
@@ -132,6 +143,14 @@ def test_each_process_relates_its_own_samples_to_those_of_all(findings, joined, 
         mine = slice(rank * B, (rank + 1) * B)
         expected = torch.cat([plain[mine], related[mine]])
         torch.testing.assert_close(found[name]["out"], expected, rtol=1e-6, atol=1e-6)
+
+
+def test_keys_of_all_processes_are_in_one_queue(findings):
+    keys, target = findings[0]["queue"]
+    assert target.sort().values.tolist() == [1] * B + [10] * B + [11] * B  # of the first step the last B are left
+    assert len(keys.unique(dim=0)) == len(keys)
+    assert torch.equal(keys, findings[1]["queue"][0])
+    assert torch.equal(target, findings[1]["queue"][1])
 
 
 @pytest.mark.parametrize("name", ["v1", "v2"])

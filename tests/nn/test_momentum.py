@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from setwise.errors import InvalidInput
-from setwise.nn import KeyQueue, follow
+from setwise.nn import KeyQueue, MomentumContrast, follow
 
 
 @given(st.integers(1, 7), st.lists(st.integers(0, 9), max_size=6))
@@ -66,6 +66,86 @@ def test_the_follower_moves_by_the_formula_and_keeps_its_own_statistics(momentum
         torch.testing.assert_close(value, moved.detach())
 
 
+def contrast_of(**options):
+    torch.manual_seed(0)
+    encoder = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    return encoder, MomentumContrast(encoder, 4, **{"dim": 2, "size": 7, "momentum": 0.9} | options)
+
+
+def call(encoder, contrast, seed=0, labels=(0, 1, 2), **options):
+    one, other = torch.randn(2, len(labels), 3, generator=torch.Generator().manual_seed(seed))
+    return contrast(encoder, encoder(one), other, torch.tensor(labels), **options)
+
+
+def test_each_step_moves_the_slow_copies_by_the_formula_and_nothing_else_does():
+    encoder, contrast = contrast_of()
+    slow = {"encoder": contrast.slow_encoder, "project": contrast.slow_project}
+    for step in range(3):
+        with torch.no_grad():
+            for parameter in (*encoder.parameters(), *contrast.project.parameters()):
+                parameter.add_(1 + step)
+        before = {name: copy.deepcopy(module) for name, module in slow.items()}
+        call(encoder, contrast)
+        for name, leader in (("encoder", encoder), ("project", contrast.project)):
+            for old, new, theirs in zip(*(m.parameters() for m in (before[name], slow[name], leader)), strict=True):
+                torch.testing.assert_close(new, (0.9 * old + 0.1 * theirs).detach())
+
+
+def test_others_are_the_keys_of_the_batch_then_past_keys_with_their_labels():
+    encoder, contrast = contrast_of()
+    batches = [(0, 1, 2), (3, 4, 5), (6, 7, 8), (9, 10, 11)]
+    keys = {}
+    for number, labels in enumerate(batches):
+        compared = call(encoder, contrast, number, labels)
+        now, past = compared.others_target[:3].tolist(), compared.others_target[3:].tolist()
+        assert now == list(labels)
+        assert sorted(past) == [label for batch in batches[:number] for label in batch][-7:]
+        for label, key in zip(now, compared.others[:3], strict=True):
+            keys[label] = key
+        for label, key in zip(past, compared.others[3:], strict=True):
+            assert torch.equal(key, keys[label])
+
+
+def test_keys_are_the_projected_features_of_the_slow_copy_and_all_is_of_length_one():
+    encoder, contrast = contrast_of(momentum=1.0)
+    compared = call(encoder, contrast)
+    one, other = torch.randn(2, 3, 3, generator=torch.Generator().manual_seed(0))
+    first, _, second = contrast.project
+    for got, view in ((compared.query, one), (compared.others, other)):
+        hidden = (encoder(view) @ first.weight.T + first.bias).clamp_min(0)
+        projected = hidden @ second.weight.T + second.bias
+        torch.testing.assert_close(got, projected / projected.norm(dim=1, keepdim=True))
+
+
+def test_queries_have_a_gradient_and_keys_have_none():
+    encoder, contrast = contrast_of()
+    compared = call(encoder, contrast)
+    assert not compared.others.requires_grad
+    compared.query.sum().backward()
+    trained = [*encoder.parameters(), *contrast.project.parameters()]
+    assert all(parameter.grad is not None for parameter in trained)
+    assert not any(p.requires_grad for m in (contrast.slow_encoder, contrast.slow_project) for p in m.parameters())
+
+
+def test_a_loaded_contrast_goes_on_bit_for_bit():
+    encoder, contrast = contrast_of()
+    for seed in range(3):
+        call(encoder, contrast, seed)
+    _, other = contrast_of()
+    other.load_state_dict(contrast.state_dict())
+    same = copy.deepcopy(encoder)  # batch norm moves its statistics
+    for one, two in zip(call(encoder, contrast, 9), call(same, other, 9), strict=True):
+        assert torch.equal(one, two)
+
+
+def test_micro_batches_give_the_same_keys():
+    encoder, contrast = contrast_of()
+    encoder.eval(), contrast.eval()  # batch norm by its running statistics
+    other = copy.deepcopy(contrast)
+    whole, micro = call(encoder, contrast), call(encoder, other, micro_batch=2)
+    torch.testing.assert_close(micro.others, whole.others)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -73,6 +153,8 @@ def test_the_follower_moves_by_the_formula_and_keeps_its_own_statistics(momentum
         (lambda: KeyQueue(3, 0), r"`dim` \(0\) of a queue must be at least 1"),
         (lambda: KeyQueue(3, 2).write(torch.zeros(4, 3), torch.zeros(4).long()), r"must be \[B, 2\].*\[4, 3\]"),
         (lambda: KeyQueue(3, 2).write(torch.zeros(4, 2), torch.zeros(3).long()), r"\[4, 2\] and \[3\]"),
+        (lambda: MomentumContrast(nn.Linear(2, 2), 2, momentum=-1.0), r"`momentum` \(-1\.0\) must be in 0\.\.1"),
+        (lambda: MomentumContrast(nn.Linear(2, 2), 2, size=0), r"`size` \(0\)"),
         (lambda: follow(nn.Linear(2, 2), nn.Linear(2, 2), momentum=1.5), r"`momentum` \(1\.5\) must be in 0\.\.1"),
         (lambda: follow(nn.Linear(2, 2), nn.Linear(2, 3)), r"differ in theirs: start from copy\.deepcopy"),
     ],

@@ -1,7 +1,7 @@
 """Criteria: ``criterion(logits [N, K], target) -> losses [N]``, one loss per sample, all called alike."""
 
 from setwise.losses.class_weights import class_weights
-from setwise.losses.contrastive import nt_xent, parametric_contrastive
+from setwise.losses.contrastive import PaCo, nt_xent, parametric_contrastive
 from setwise.losses.long_tailed import (
     LDAM,
     BalancedSoftmax,
@@ -21,6 +21,7 @@ __all__ = [
     "Criterion",
     "CrossEntropy",
     "FocalLoss",
+    "PaCo",
     "class_weights",
     "distillation",
     "nt_xent",
@@ -32,6 +33,7 @@ CRITERIA: dict[str, type[Criterion]] = {
     "balanced-softmax": BalancedSoftmax,
     "ldam": LDAM,
     "ride": RIDE,
+    "paco": PaCo,
     "focal": FocalLoss,
     "binary-cross-entropy": BinaryCrossEntropy,
 }

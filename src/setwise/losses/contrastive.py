@@ -9,9 +9,11 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from setwise.errors import InvalidInput
+from setwise.losses.long_tailed import BalancedSoftmax
 from setwise.losses.targets import check_counts, check_labels
+from setwise.nn import streams
 
-__all__ = ["nt_xent", "parametric_contrastive"]
+__all__ = ["PaCo", "nt_xent", "parametric_contrastive"]
 
 PRIOR_FLOOR = 1e-9  # added to a class's part of the training images before the logarithm (PaCo's code)
 
@@ -72,8 +74,8 @@ def parametric_contrastive(
     weighted mean log-probability over its own centre, of weight ``beta``, and all features of its class, of weight
     ``alpha`` each; in the denominator features count ``gamma`` times.
 
-    With a relation the classifier has two streams and the keys one: call it once for each stream's ``class_logits``.
-    Nobody published code of PaCo with BatchFormer, so this is our choice.
+    With a relation the classifier has two streams and the keys one: call it once for each stream's ``class_logits``,
+    as :class:`PaCo` does. Nobody published code of PaCo with BatchFormer, so this is our choice.
 
     Args:
         class_logits: scores of the classifier, the learned centres, on the pooled features ``[N, K]``.
@@ -127,6 +129,86 @@ def parametric_contrastive(
     together = torch.cat([centres, counted], 1).logsumexp(1, keepdim=True)  # what counts in the denominator
     log_p = torch.cat([centres, contrast], 1) - together
     return -(weights * log_p).sum(1) / weights.sum(1)
+
+
+class PaCo(BalancedSoftmax):
+    """:func:`parametric_contrastive` as a criterion: class scores, and what samples are compared with.
+
+    Called on scores alone, as criteria are, it is what is left of the loss without features: Balanced Softmax. A task
+    that has features calls :meth:`contrast`.
+
+    Args:
+        counts: training images of each class ``[K]``, all positive.
+        temperature: of the features. Paper's code: 0.2 on ImageNet-LT (ResNet-50), 0.05 on CIFAR-100-LT.
+        alpha: weight of a feature of the same class against 1 of the own centre. Paper's code: 0.05, CIFAR 0.01.
+        class_weights: see :class:`Criterion`; the paper uses none.
+        reweight_epoch: see :class:`Criterion`.
+
+    Source: Cui et al., Parametric Contrastive Learning, ICCV 2021, arXiv:2107.12028.
+
+    >>> criterion, label = PaCo(counts=torch.tensor([3, 1])), torch.tensor([0])
+    >>> unit = torch.tensor([[1.0, 0.0]])
+    >>> criterion.contrast(torch.zeros(2, 2), label, query=unit, others=unit, others_target=label).shape  # two streams
+    torch.Size([2])
+    """
+
+    def __init__(
+        self,
+        *,
+        counts: Int64[Tensor, "k"],
+        temperature: float = 0.2,
+        alpha: float = 0.05,
+        class_weights: Float[Tensor, "k"] | None = None,
+        reweight_epoch: int | None = None,
+    ) -> None:
+        super().__init__(counts=counts, class_weights=class_weights, reweight_epoch=reweight_epoch)
+        _check_above_zero(temperature=temperature)
+        if alpha < 0:
+            raise InvalidInput(f"`alpha` ({alpha}) is a weight and must be 0 or more.")
+        self.counts, self.temperature, self.alpha = counts, temperature, alpha  # counts stay where they are checked
+
+    def contrast(
+        self,
+        logits: Float[Tensor, "rows k"],
+        target: Int64[Tensor, "n"],
+        *,
+        query: Float[Tensor, "n d"],
+        others: Float[Tensor, "m d"],
+        others_target: Int64[Tensor, "m"],
+    ) -> Float[Tensor, "rows"]:
+        """Losses of both streams' scores, each beside the same queries and keys, in float32 or more.
+
+        Args:
+            logits: class scores ``[S * N, K]``, plain stream first.
+            target: labels of the batch ``[N]``, not doubled.
+            query, others, others_target: see :func:`parametric_contrastive`.
+
+        Raises:
+            InvalidInput: if rows do not fit.
+        """
+        plain, related = streams.split(logits, like=target)
+        with torch.autocast(logits.device.type, enabled=False):  # cosines over 0.05 lose too much in half precision
+            losses = torch.cat(
+                [
+                    parametric_contrastive(
+                        scores,
+                        query,
+                        others,
+                        target,
+                        others_target,
+                        counts=self.counts,
+                        temperature=self.temperature,
+                        alpha=self.alpha,
+                    )
+                    for scores in (plain, related)
+                    if scores is not None
+                ]
+            )
+        weights = self.weights_now(losses.new_empty(1, logits.shape[1]))
+        if weights is None:
+            return losses
+        of_rows = weights[streams.tile(target, like=losses)]
+        return losses * of_rows / of_rows.mean()
 
 
 def _itself(table: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from setwise.nn.cross_transformer import CrossTransformer
 from setwise.nn.experts import ExpertBatchFormer
 from setwise.nn.insertion import attention_pooling, insert, remove
 from setwise.nn.micro_batch import in_micro_batches
-from setwise.nn.momentum import KeyQueue, follow
+from setwise.nn.momentum import Compared, KeyQueue, MomentumContrast, follow
 from setwise.nn.pool_maps import PoolMaps, pool_maps
 from setwise.nn.prototypical import Prototypical
 
@@ -17,9 +17,11 @@ __all__ = [
     "AttentionPool",
     "BatchFormer",
     "BatchFormerV2",
+    "Compared",
     "CrossTransformer",
     "ExpertBatchFormer",
     "KeyQueue",
+    "MomentumContrast",
     "PerClassLinear",
     "PoolMaps",
     "Prototypical",
