@@ -83,6 +83,13 @@ def test_the_code_of_the_page_on_insertion_runs():
         exec(f"from setwise.nn import insert, remove\n{code}", {})
 
 
+def test_the_code_of_the_page_on_paco_runs():
+    page = (EXAMPLES.parent / "docs" / "paco.md").read_text()
+    names = names_of(re.search(r"```python\n(.*?)```", page, re.DOTALL).group(1))
+    assert names["losses"].shape == (16,)
+    assert names["losses"].isfinite().all()
+
+
 def test_the_code_of_the_page_on_maps_prints_what_stands_below_it(capsys):
     page = (EXAMPLES.parent / "docs" / "maps.md").read_text()
     code, printed = re.search(r"```python\n(.*?)```\n\n```\n(.*?)```", page, re.DOTALL).groups()

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 
 from setwise.build.parts import Say, drawn_from, load_data, make_backbone, optimizer_factory
 from setwise.data import DATASETS, Loader, Splits, make_loader
@@ -17,7 +18,7 @@ from setwise.errors import InvalidInput, choose
 from setwise.losses import CRITERIA, Criterion, class_weights
 from setwise.metrics import by_count, by_rank
 from setwise.models import LearnableScale, create_head, feature_dim
-from setwise.nn import BatchFormer, ExpertBatchFormer
+from setwise.nn import BatchFormer, ExpertBatchFormer, MomentumContrast
 from setwise.nn.attend import fix_query_and_key, make_uniform
 from setwise.recipes import Recipe, schema
 from setwise.recipes.stages import stage_before
@@ -27,7 +28,7 @@ __all__ = ["build_data", "build_loader", "build_task", "check_start"]
 
 PARTS = ("train", "val", "test")
 OF_BATCHES = ("batch_size", "micro_batch", "mixup", "cutmix", "sampler")
-SERVED_BY_THE_LOADER = ("name", "augment", "num_workers", "on_error", *OF_BATCHES)
+SERVED_BY_THE_LOADER = ("name", "augment", "views", "num_workers", "on_error", *OF_BATCHES)
 
 
 def build_data(recipe: Recipe) -> Splits:
@@ -63,6 +64,7 @@ def build_loader(recipe: Recipe, splits: Splits, part: str) -> Loader:
         getattr(splits, choose(part, PARTS, "part")),
         batch_size=data.batch_size,
         transform=data.augment,
+        views=data.views,
         mean=splits.mean,
         std=splits.std,
         seed=recipe.seed,
@@ -116,6 +118,7 @@ def build_task(
         head,
         _criterion(recipe, counts, class_names),
         _relation(recipe, dim, num_experts),
+        contrast=_contrast(recipe, backbone, dim),
         optimizer=optimizer_factory(recipe),
         counts=counts,
         groups=groups(group_counts, many=recipe.groups.many, few=recipe.groups.few),
@@ -178,6 +181,7 @@ def _check(recipe: Recipe) -> None:
             f"--head.name per-class has a feature for each class and image, and {relation.name} relates one an image: "
             "add --relation.name none."
         )
+    _check_contrast(recipe)
     if recipe.head.name != "cosine" and recipe.head.scale != schema.Head().scale:
         raise InvalidInput(f"`head.scale` ({recipe.head.scale}) is the cosine head's: add --head.name cosine.")
 
@@ -196,18 +200,40 @@ def _loss_weights(recipe: Recipe) -> dict[str, float]:
     return {"related_weight": part.related_weight, "loss_factor": 3.0 if part.official_triple_loss else 1.0}
 
 
+def _check_contrast(recipe: Recipe) -> None:
+    data, paco = recipe.data, recipe.criterion.name == "paco"
+    if not paco and (data.views or recipe.contrast != schema.Contrast()):
+        raise InvalidInput(
+            f"`data.views` and `contrast` are of --criterion.name paco, which compares views; {recipe.criterion.name} "
+            "does not."
+        )
+    if paco and (len(data.views) != 1 or data.mixup or data.cutmix):
+        raise InvalidInput(
+            f"--criterion.name paco takes its keys from one further view of each image, unmixed: --data.views simclr "
+            f"--data.mixup 0 --data.cutmix 0, but `data.views` are {list(data.views)}, mixup {data.mixup:g}, cutmix "
+            f"{data.cutmix:g}."
+        )
+    if paco and (recipe.backbone.frozen or recipe.head.name not in ("linear", "cosine")):
+        raise InvalidInput(
+            f"--criterion.name paco trains the backbone, and takes --head.name linear or cosine, not "
+            f"{recipe.head.name}{' on a frozen one' * recipe.backbone.frozen}."
+        )
+
+
 def check_start(recipe: Recipe) -> None:
     """Refuse to begin a second stage without a first; a run that is over has its weights from elsewhere.
 
     Raises:
-        InvalidInput: if a backbone is to be frozen at random weights, or there is no classifier to scale.
+        InvalidInput: if a backbone (or most of it) is to be frozen at random weights, or there is no classifier to
+            scale.
     """
     if stage_before(recipe) is not None:  # whose weights are there when it is over
         return
     part, lws = recipe.backbone, recipe.head.name == "lws"
-    if part.frozen and not (part.weights or part.pretrained):
+    which = "frozen" if part.frozen else "trained"
+    if (part.frozen or part.trained) and not (part.weights or part.pretrained):
         raise InvalidInput(
-            "`backbone.frozen` would keep random weights: name those of a first stage, --backbone.weights "
+            f"`backbone.{which}` would keep random weights: name those of a first stage, --backbone.weights "
             "runs/FIRST/weights.safetensors, or take timm's with --backbone.pretrained."
         )
     if lws and not (part.frozen and part.weights):
@@ -251,6 +277,14 @@ def _relation(recipe: Recipe, dim: int, num_experts: int) -> BatchFormer | None:
     return relation
 
 
+def _contrast(recipe: Recipe, backbone: nn.Module, dim: int) -> MomentumContrast | None:
+    if recipe.criterion.name != "paco":
+        return None
+    part = recipe.contrast
+    with drawn_from(recipe.seed, "contrast"):
+        return MomentumContrast(backbone, dim, dim=part.dim, size=part.queue, momentum=part.momentum)
+
+
 def _criterion(recipe: Recipe, counts: torch.Tensor, class_names: tuple[str, ...]) -> Criterion:
     part = recipe.criterion
     criterion = choose(part.name, CRITERIA, "criterion")
@@ -264,6 +298,8 @@ def _criterion(recipe: Recipe, counts: torch.Tensor, class_names: tuple[str, ...
         "gamma": part.gamma,
         "diversity": part.diversity,
         "temperature_factor": part.temperature_factor,
+        "temperature": part.temperature,
+        "alpha": part.alpha,
     }
     takes = inspect.signature(criterion).parameters
     for name, default in vars(schema.Criterion()).items():

@@ -159,8 +159,10 @@ def _check(recipe: Recipe) -> None:
         )
     if recipe.backbone.frozen:
         raise InvalidInput("`backbone.frozen` is a classifier's; freeze a few-shot trunk by --episodes.freeze-trunk.")
+    if recipe.contrast != schema.Contrast():
+        raise InvalidInput("`contrast` is of --criterion.name paco, which classifies fixed classes.")
     choose(data.augment, AUGMENT, "augmentation of episodes")
-    for name in ("mixup", "cutmix", "batch_size", "micro_batch", "multi_label"):
+    for name in ("mixup", "cutmix", "views", "batch_size", "micro_batch", "multi_label"):
         if getattr(data, name) != getattr(schema.Data(), name):
             raise InvalidInput(
                 f"`data.{name}` ({getattr(data, name)}) means nothing to episodes, of which each is a training step; "

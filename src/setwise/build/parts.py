@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from setwise import seeds
 from setwise.errors import InvalidInput
@@ -17,6 +18,9 @@ from setwise.recipes import Recipe, schema
 from setwise.tasks.classification import OptimizerFactory
 
 __all__ = ["Say", "drawn_from", "load_data", "make_backbone", "optimizer_factory"]
+
+NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm)
+"""Modules that normalise, whatever of the backbone trains."""
 
 Say = Callable[[str], None]
 Loaded = TypeVar("Loaded")
@@ -57,7 +61,7 @@ def make_backbone(recipe: Recipe, *, num_classes: int = 0, in_chans: int, image_
         say: told which of one's own weights did not load.
 
     Raises:
-        InvalidInput: if the backbone has class queries and the head is another.
+        InvalidInput: if the backbone has class queries and the head is another, or has no part that is to train.
     """
     part, per_class = recipe.backbone, recipe.head.name == "per-class"
     options = {**part.options, **({"num_classes": num_classes} if per_class else {})}  # as many queries
@@ -71,7 +75,29 @@ def make_backbone(recipe: Recipe, *, num_classes: int = 0, in_chans: int, image_
         raise InvalidInput(f"{part.name} has a query for each class here, each of which --head.name per-class scores.")
     if part.weights:
         say(f"{part.weights} -> {part.name}: {load_weights(backbone, part.weights)}")
+    if part.trained and part.frozen:
+        raise InvalidInput("`backbone.trained` names parts that train, but --backbone.frozen forbids all: take one.")
+    if part.trained:
+        train_parts(backbone, part.trained)
     return backbone
+
+
+def train_parts(backbone: nn.Module, beginnings: tuple[str, ...]) -> None:
+    """Switch off the gradient of all weights but norms and those whose names begin so.
+
+    Raises:
+        InvalidInput: if no weight's name begins with one of them.
+    """
+    names = [name for name, _ in backbone.named_parameters()]
+    for beginning in beginnings:
+        if not any(name.startswith(beginning) for name in names):
+            raise InvalidInput(
+                f"No weight of this {type(backbone).__name__} begins with {beginning!r} (--backbone.trained); the last "
+                f"is {names[-1]!r}."
+            )
+    norms = {id(p) for module in backbone.modules() if isinstance(module, NORMS) for p in module.parameters()}
+    for name, parameter in backbone.named_parameters():
+        parameter.requires_grad_(name.startswith(beginnings) or id(parameter) in norms)
 
 
 def optimizer_factory(recipe: Recipe) -> OptimizerFactory:

@@ -18,7 +18,19 @@ __all__ = ["NAMELESS", "find_recipe", "parse", "parse_with_recipe", "take_name"]
 
 T = TypeVar("T")
 
-GROUPS = ("data", "before", "backbone", "relation", "head", "episodes", "criterion", "optimizer", "trainer", "groups")
+GROUPS = (
+    "data",
+    "before",
+    "backbone",
+    "relation",
+    "head",
+    "episodes",
+    "criterion",
+    "contrast",
+    "optimizer",
+    "trainer",
+    "groups",
+)
 SINGLE = {
     "seed": "Seed of a run, and the first seed of a comparison.",
     "primary": "The one metric that selection (on validation) and verdict (on test) look at.",

@@ -7,11 +7,12 @@
 
 from setwise.recipes.few_shot import FEW_SHOT
 from setwise.recipes.long_tailed import LONG_TAILED
+from setwise.recipes.paco import PACO
 from setwise.recipes.patchconvnet import PATCHCONVNET
 from setwise.recipes.ride import RIDE
 from setwise.recipes.schema import Recipe
 
 __all__ = ["RECIPES", "Recipe"]
 
-RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (*LONG_TAILED, *RIDE, *FEW_SHOT, *PATCHCONVNET)}
+RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (*LONG_TAILED, *RIDE, *PACO, *FEW_SHOT, *PATCHCONVNET)}
 """Every recipe by name."""

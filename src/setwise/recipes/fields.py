@@ -6,7 +6,19 @@ Nothing here imports more than the standard library.
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-__all__ = ["Backbone", "Before", "Criterion", "Data", "Episodes", "Groups", "Head", "Optimizer", "Relation", "Trainer"]
+__all__ = [
+    "Backbone",
+    "Before",
+    "Contrast",
+    "Criterion",
+    "Data",
+    "Episodes",
+    "Groups",
+    "Head",
+    "Optimizer",
+    "Relation",
+    "Trainer",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +46,8 @@ class Data:
     """Side in pixels of what the network sees; None: the images' own size."""
     augment: str = "none"
     """Training augmentation, one of `setwise list transforms`."""
+    views: tuple[str, ...] = ()
+    """Further augmentations of each training image, a view each beside `augment`. PaCo: one, for its keys."""
     mixup: float = 0.0
     """Alpha of mixup's Beta distribution; 0 switches it off. DeiT: 0.8."""
     cutmix: float = 0.0
@@ -66,6 +80,9 @@ class Backbone:
     """Start from one's own weights: a .safetensors, .pt or .pth file; what did not load is printed."""
     frozen: bool = False
     """Train relation and head alone, on a backbone that stays as it was loaded: a second stage."""
+    trained: tuple[str, ...] = ()
+    """Parts that train, by how the names of their weights begin (layer4.2); beside them norms alone do. None named: all
+    of the backbone."""
     options: dict[str, Any] = field(default_factory=dict)
     """Further arguments of the model, as timm names them: drop_path_rate 0.1 ..."""
 
@@ -198,6 +215,22 @@ class Criterion:
     """RIDE: weight of the reward for experts that differ from their mean. Official code: 0.2, on CIFAR 0.45."""
     temperature_factor: float = 0.05
     """RIDE: how far the reward's temperature follows class sizes, 0..1. ImageNet-LT: 0.02, iNaturalist: 0.015."""
+    temperature: float = 0.2
+    """PaCo: the cosines of features are divided by it. ResNet-50: 0.2, ResNeXt-50: 0.07, CIFAR: 0.05."""
+    alpha: float = 0.05
+    """PaCo: weight of a feature of the same class against 1 of the class centre. Paper: 0.05, CIFAR 0.01."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contrast:
+    """paco: what samples are compared with, the keys of a momentum encoder and past keys."""
+
+    dim: int = 128
+    """Width of queries and keys. PaCo: 128, CIFAR 32."""
+    queue: int = 8192
+    """Past keys that are kept. PaCo: 8192, CIFAR 1024."""
+    momentum: float = 0.999
+    """Part of itself that the momentum encoder keeps in a step. PaCo: 0.999."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ from setwise.errors import InvalidInput
 from setwise.recipes.fields import (
     Backbone,
     Before,
+    Contrast,
     Criterion,
     Data,
     Episodes,
@@ -24,6 +25,7 @@ from setwise.recipes.fields import (
 __all__ = [
     "Backbone",
     "Before",
+    "Contrast",
     "Criterion",
     "Data",
     "Episodes",
@@ -81,6 +83,7 @@ class Recipe:
     head: Head = field(default_factory=Head)
     episodes: Episodes = field(default_factory=Episodes)
     criterion: Criterion = field(default_factory=Criterion)
+    contrast: Contrast = field(default_factory=Contrast)
     optimizer: Optimizer = field(default_factory=Optimizer)
     trainer: Trainer = field(default_factory=Trainer)
     groups: Groups = field(default_factory=Groups)

@@ -6,6 +6,7 @@ Letters: ``B`` samples, ``S`` streams (2 in training with a relation, else 1), `
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import cast
 
 import lightning.pytorch as L
 import torch
@@ -16,11 +17,11 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from setwise import seeds
-from setwise.data import Batch
-from setwise.errors import RunError
-from setwise.losses import Criterion
+from setwise.data import Batch, BatchOfViews
+from setwise.errors import InvalidInput, RunError
+from setwise.losses import Criterion, PaCo
 from setwise.metrics import adjust, choose_tau, classification_metrics, multilabel_metrics
-from setwise.nn import BatchFormer, in_micro_batches, streams
+from setwise.nn import BatchFormer, Compared, MomentumContrast, in_micro_batches, streams
 from setwise.nn.attend import attend_mask
 from setwise.nn.gather import gather_objects, gather_set, place
 
@@ -37,6 +38,8 @@ class Classification(L.LightningModule):
         head: features -> scores ``[B, K]``, shared by both streams; in training also ``[B, E, K]`` of ``E`` experts.
         criterion: ``(logits [N, K], target) -> losses [N]``.
         relation: between backbone and head in training; None: the plain model.
+        contrast: with the criterion PaCo: queries, keys and past keys. See :meth:`training_step` for where the relation
+            stands then.
         optimizer: factory of optimizer and schedule, called on this module and the relation.
         counts: training images per class ``[K]``.
         groups: name -> classes ``[K]`` boolean, for the metrics of many-, medium- and few-shot classes.
@@ -49,6 +52,9 @@ class Classification(L.LightningModule):
         frozen: train relation and head alone, on a backbone that stays as it was loaded.
         micro_batch: samples of which the backbone's activations are held at a time; None: all of the batch.
         seed: keys the dropout of every step, so that a resumed run draws what an unbroken one would have drawn.
+
+    Raises:
+        InvalidInput: if one of criterion PaCo and ``contrast`` is there without the other.
 
     Source: Hou, Yu, Tao, BatchFormer, CVPR 2022, arXiv:2203.01522, sections 3.2 and 3.3.
     """
@@ -63,6 +69,7 @@ class Classification(L.LightningModule):
         criterion: Criterion,
         relation: BatchFormer | None = None,
         *,
+        contrast: MomentumContrast | None = None,
         optimizer: OptimizerFactory,
         counts: Tensor,
         groups: dict[str, Tensor],
@@ -77,7 +84,10 @@ class Classification(L.LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        if (contrast is None) == isinstance(criterion, PaCo):
+            raise InvalidInput(f"PaCo and `contrast` go together, but the criterion is {type(criterion).__name__}.")
         self.backbone, self.head, self.criterion, self.relation = backbone, head, criterion, relation
+        self.contrast = contrast
         self.make_optimizer, self.counts, self.groups = optimizer, counts, groups
         self.attend, self.related_weight, self.relate_at_test = attend, related_weight, relate_at_test
         self.loss_factor, self.replace = loss_factor, replace
@@ -108,15 +118,27 @@ class Classification(L.LightningModule):
         """What ships: backbone and head alone, sharing their weights with this task."""
         return nn.Sequential(OrderedDict(backbone=self.backbone, head=self.head))
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The paper's step: relate the features, score both streams with one head, double the target."""
+    def training_step(self, batch: Batch | BatchOfViews, batch_idx: int) -> Tensor:
+        """The paper's step: relate the features, score both streams with one head, double the target.
+
+        With ``contrast`` the relation stands at the same place, between the query's pooled feature and the classifier,
+        whose weights are PaCo's class centres. Queries are projected from the plain features, and each stream's scores
+        stand in one softmax with the same queries and keys. Nobody published code of PaCo with BatchFormer, so this is
+        our choice: keys come from an encoder that has no relation, as there is none at test, so a related query would
+        be compared with features of another kind; and so plain, control and related model differ in the class scores
+        alone.
+        """
         z = in_micro_batches(self.backbone, batch.image, self.micro_batch or len(batch.image))  # [B, C]
+        compared = self._compare(z, batch)  # before the relation draws its dropout, so that all variants draw alike
         if self.relation is not None:
             z = self.relation(z, self._mask(batch.target, batch_idx))  # [S*B, C]
             if self.replace:
                 z = z[len(batch.image) :]
         logits = self.head(z)  # [S*B, K]
-        losses = self.criterion(logits, streams.tile(batch.target, like=logits))
+        if compared is None:
+            losses = self.criterion(logits, streams.tile(batch.target, like=logits))
+        else:
+            losses = cast(PaCo, self.criterion).contrast(logits, batch.target, **compared._asdict())
         plain, related = streams.split(losses, like=batch.target)
         scores = logits.detach() if logits.dim() == 2 else logits.detach().mean(1)  # several experts predict together
         self._keep_curves(scores, losses.detach(), batch.target)
@@ -124,6 +146,13 @@ class Classification(L.LightningModule):
             return plain.mean()
         mean = (plain.mean() + self.related_weight * related.mean()) / (1 + self.related_weight)
         return self.loss_factor * mean
+
+    def _compare(self, feature: Float[Tensor, "B C"], batch: Batch | BatchOfViews) -> Compared | None:
+        if self.contrast is None:
+            return None
+        if not isinstance(batch, BatchOfViews):
+            raise InvalidInput("PaCo takes its keys from a second view of each image: make_loader(..., views=[...]).")
+        return self.contrast(self.backbone, feature, batch.views[0], batch.target, micro_batch=self.micro_batch)
 
     def _mask(self, target: Tensor, batch_idx: int) -> Tensor | None:
         self._warn_single_class(target)
@@ -151,7 +180,7 @@ class Classification(L.LightningModule):
         """Tell a deferred criterion which epoch it is."""
         self.criterion.set_epoch(self.current_epoch)
 
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+    def on_train_batch_start(self, batch: Batch | BatchOfViews, batch_idx: int) -> None:
         """Key everything random in the step (dropout, stochastic depth) by seed, epoch, step and rank."""
         seeds.reseed(self.seed, "dropout", self.current_epoch, batch_idx, self.global_rank)
 

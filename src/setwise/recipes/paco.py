@@ -1,0 +1,130 @@
+"""PaCo: class centres and the features of other images in one softmax, on long-tailed sets.
+
+The settings are those of PaCo's code. Nobody published code or settings of PaCo with BatchFormer: where the relation
+stands (see ``tasks.Classification.training_step``) and its sizes, dropout and learning rate, those of BatchFormer's
+paper, are our choice. A batch of 128 is one set here; PaCo's code spreads it over four devices.
+"""
+
+from setwise.recipes.long_tailed import BATCHFORMER, CIFAR100, SHORT, SMOKE_TIMM
+from setwise.recipes.schema import (
+    Backbone,
+    Contrast,
+    Criterion,
+    Data,
+    Optimizer,
+    Recipe,
+    Reported,
+    Trainer,
+    Variant,
+)
+
+__all__ = ["PACO"]
+
+PAPER = f"{BATCHFORMER}; Cui et al.: PaCo, ICCV 2021, https://arxiv.org/abs/2107.12028"
+README = "BatchFormer's README, PaCo with ResNet-50, by code that was not published"
+OF_IMAGENET: dict[Variant, dict[str, float]] = {
+    "plain": {"accuracy": 0.570, "many": 0.648, "medium": 0.559, "few": 0.391},
+    "related": {"accuracy": 0.574, "many": 0.627, "medium": 0.567, "few": 0.421},
+}
+
+CIFAR100_PACO = CIFAR100.override(
+    {
+        "name": "cifar100-lt-paco",
+        "summary": "CIFAR-100-LT (imbalance 100), PaCo, ResNet-32, 400 epochs",
+        "data.augment": "cifar-autoaugment",
+        "data.views": ("simclr-cifar",),
+        "criterion": Criterion(name="paco", temperature=0.05, alpha=0.01),
+        "contrast": Contrast(dim=32, queue=1024),
+        "optimizer": Optimizer(
+            lr=0.05, weight_decay=5e-4, warmup_epochs=10, schedule="multistep", milestones=(320, 360)
+        ),
+        "trainer.epochs": 400,
+        "paper": PAPER,
+        "reported": (
+            Reported(
+                metric="accuracy",
+                variant="plain",
+                value=0.52,
+                source="Cui et al.: on the whole official test set, which also chose the epoch",
+            ),
+            Reported(
+                metric="accuracy",
+                variant="related",
+                value=0.524,
+                source="public leaderboard (47.6 % error), PaCo with BatchFormer, by code that was not published",
+            ),
+        ),
+    }
+)
+
+CIFAR100_PACO_SHORT = CIFAR100_PACO.override(
+    {
+        "name": "cifar100-lt-paco-short",
+        "summary": "CIFAR-100-LT, ResNet-32, PaCo, a short schedule of 30 epochs",
+        **SHORT,
+        "optimizer.milestones": (24, 27),  # where 320 and 360 of 400 are
+        "trainer.precision": "bf16-mixed",
+    }
+)
+
+IMAGENET_PACO = Recipe(
+    name="imagenet-lt-paco",
+    summary="ImageNet-LT, PaCo, ResNet-50, 400 epochs",
+    data=Data(
+        name="image-list",
+        root="data/imagenet",
+        train_list="ImageNet_LT_train.txt",
+        val_list="ImageNet_LT_val.txt",
+        test_list="ImageNet_LT_test.txt",
+        image_size=224,
+        augment="jitter-randaugment",
+        views=("simclr",),
+        batch_size=128,
+    ),
+    backbone=Backbone(name="resnet50"),
+    criterion=Criterion(name="paco", temperature=0.2, alpha=0.05),
+    contrast=Contrast(dim=128, queue=8192),
+    optimizer=Optimizer(lr=0.02, weight_decay=5e-4, warmup_epochs=10),
+    trainer=Trainer(epochs=400, val_every=10),
+    num_seeds=3,
+    paper=PAPER,
+    reported=tuple(
+        Reported(metric=metric, variant=variant, value=value, source=README)
+        for variant, values in OF_IMAGENET.items()
+        for metric, value in values.items()
+    ),
+    smoke=SMOKE_TIMM,
+)
+
+INATURALIST_PACO = IMAGENET_PACO.override(
+    {
+        "name": "inaturalist-paco",
+        "summary": "iNaturalist 2018, PaCo, ResNet-50, 400 epochs",
+        "data.root": "data/inaturalist2018",
+        "data.train_list": "iNaturalist18_train.txt",
+        "data.val_list": None,
+        "data.test_list": "iNaturalist18_val.txt",
+        "optimizer.weight_decay": 1e-4,
+        "reported": (),
+    }
+)
+
+PLACES_PACO = IMAGENET_PACO.override(
+    {
+        "name": "places-lt-paco",
+        "summary": "Places-LT, PaCo, last block and norms of a ResNet-152 with --backbone.pretrained, 30 epochs",
+        "data.root": "data/places",
+        "data.train_list": "Places_LT_train.txt",
+        "data.val_list": "Places_LT_val.txt",
+        "data.test_list": "Places_LT_test.txt",
+        "data.augment": "simclr",
+        "backbone": Backbone(name="resnet152.tv_in1k", trained=("layer4.2",)),
+        "optimizer.warmup_epochs": 5,
+        "trainer": Trainer(epochs=30, val_every=5, precision="16-mixed"),
+        "reported": (),
+        # The tests have no weights to start from.
+        "smoke": SMOKE_TIMM | {"backbone.trained": (), "trainer.precision": "32-true"},
+    }
+)
+
+PACO = (CIFAR100_PACO, CIFAR100_PACO_SHORT, IMAGENET_PACO, INATURALIST_PACO, PLACES_PACO)
