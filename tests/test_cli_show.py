@@ -1,6 +1,8 @@
 """``setwise show``: what it writes for a run and for weights from elsewhere, and what it refuses."""
 
+import csv
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -134,6 +136,44 @@ def test_other_weights_find_their_model_their_classes_and_the_pool_that_was_put_
         assert sum(float(row[1]) for row in rows[1:]) == pytest.approx(100, abs=0.3)
 
 
+def test_without_images_a_run_with_a_relation_shows_what_its_samples_do_to_each_other(there, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["show", str(there / "run"), "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "mean absolute gradient of a sample's loss on the other samples' features, by its class: " in said
+    written = {path.name for path in out.iterdir()}
+    assert written == {"gradient.png", "attention.png", "gradient-between.png", "influence.csv", "influence.html"}
+    page = Page((out / "influence.html").read_text())
+    assert is_self_contained(page)
+    assert sum(tag == "img" for tag, _ in page.addresses) == 3
+    table = list(csv.DictReader((out / "influence.csv").open()))
+    assert {row["class"] for row in table} == {"bee", "cat", "dog", "owl"}
+    counts = [int(row["train_images"]) for row in table]
+    assert counts == sorted(counts, reverse=True)
+    assert all(float(row["gradient"]) > 0 for row in table if row["gradient"])
+    again = tmp_path / "again"
+    assert main(["show", str(there / "run"), "--out", str(again), "--batches", "1000"]) == 0
+    assert (again / "influence.csv").read_bytes() == (out / "influence.csv").read_bytes()
+    assert main(["show", str(there / "run"), "--out", str(tmp_path / "train"), "--part", "train"]) == 0
+    assert "training part, augmented as in training" in (tmp_path / "train" / "influence.html").read_text()
+
+
+def test_a_control_reaches_nobody_and_other_classes_are_refused(there, tmp_path, capsys):
+    shutil.copytree(there / "run", tmp_path / "control")
+    recipe = tmp_path / "control" / "recipe.yaml"
+    recipe.write_text(re.sub(r"attend: all", "attend: self", recipe.read_text()))
+    out = tmp_path / "out"
+    assert main(["show", str(tmp_path / "control"), "--out", str(out)]) == 0
+    assert "the control" in (out / "influence.html").read_text()
+    table = list(csv.DictReader((out / "influence.csv").open()))
+    assert all(float(row["gradient"]) == 0 for row in table if row["gradient"])
+    fakes.write_classes(tmp_path / "other", {"ant": 20, "cat": 20}, side=32)
+    capsys.readouterr()
+    assert main(["show", str(there / "run"), "--root", str(tmp_path / "other"), "--out", str(tmp_path / "no")]) == 2
+    assert "was trained on 4 classes (bee, cat, dog ...), but the data has 2" in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()
+
+
 ONE = "--model patchconvnet_s60 --weights {there}/one.pth"
 
 
@@ -141,7 +181,10 @@ ONE = "--model patchconvnet_s60 --weights {there}/one.pth"
     ("arguments", "message"),
     [
         ("", "Name a run folder and images"),
-        ("{there}/run", "Name at least one image or folder: setwise show"),
+        ("{there}/many", "has no relation (relation.name none)"),
+        ("{there}/run --batches 0", "`batches` must be at least 1"),
+        ("{there}/run --root nowhere", "nowhere"),
+        ("{there}/run --part tests", "invalid choice"),
         ("{there}/plain {there}/images", "test_resnet, does not pool by attention"),
         ("nowhere {there}/images", "There is no run folder nowhere"),
         ("image-folder {there}/images", "is a recipe, and only what is trained"),

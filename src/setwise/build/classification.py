@@ -49,7 +49,7 @@ def build_data(recipe: Recipe) -> Splits:
     return load_data(recipe, name, DATASETS[name].load, unused=SERVED_BY_THE_LOADER)
 
 
-def build_loader(recipe: Recipe, splits: Splits, part: str) -> Loader:
+def build_loader(recipe: Recipe, splits: Splits, part: str, *, mixed: bool = False) -> Loader:
     """The batches of one part: ``train`` shuffled and augmented, the others as they are.
 
     They come in order, or mixed where predictions depend on the batch (``relation.relate_at_test``).
@@ -58,6 +58,7 @@ def build_loader(recipe: Recipe, splits: Splits, part: str) -> Loader:
         recipe: names augmentation, mixing, batch size and image size.
         splits: from :func:`build_data`.
         part: train, val or test.
+        mixed: val and test in one fixed random order, whatever the recipe says.
     """
     data = recipe.data
     return make_loader(
@@ -76,7 +77,7 @@ def build_loader(recipe: Recipe, splits: Splits, part: str) -> Loader:
         epochs=recipe.trainer.epochs,
         num_classes=len(splits.class_names),
         # Predictions that depend on the batch must not have one that is all of one class.
-        mixed=recipe.relation.relate_at_test and not recipe.relation.memory,
+        mixed=mixed or (recipe.relation.relate_at_test and not recipe.relation.memory),
         on_error=data.on_error,
     )
 

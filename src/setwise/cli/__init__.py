@@ -21,7 +21,7 @@ VERBS = {
     "predict": "classify images or folders with a trained run, as CSV",
     "compare": "what learning from each other brings: plain, related and control over the same seeds",
     "audit": "whether a prediction depends on its batch-mates, and at which module they come in",
-    "show": "what a network attended to, patches of an image or support images, as pictures and a page",
+    "show": "what a network attended to, patches, support images or batch-mates, as pictures and a page",
     "collapse": "whether new classes lie beside their own kind in the features of few-shot runs",
     "rank": "few-shot runs side by side, a column a data set, and their mean rank",
     "profile": "what models cost: parameters, multiply-adds, peak memory, images a second",

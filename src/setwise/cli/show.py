@@ -1,16 +1,16 @@
-"""``setwise show``: where a network looks in images. Of a run, or of a model by name and its file of weights."""
+"""``setwise show``: what a network attends to. Of a run, or of a model by name and its file of weights."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 import yaml
 
 from setwise.cli.options import find_recipe, parse
 from setwise.errors import InvalidInput, MissingFile, RunError
-from setwise.recipes import RECIPES
+from setwise.recipes import RECIPES, Recipe
 from setwise.run_folder import RunFolder, fresh_folder
 
 if TYPE_CHECKING:
@@ -27,7 +27,8 @@ class _Show:
 
     Which patches of images, when it pooled them: setwise show RUN IMAGES... takes a run folder whose backbone pools by
     attention; setwise show --model NAME --weights FILE IMAGES... takes weights from elsewhere. Which places of support
-    images, when it classified a query: setwise show RUN takes a few-shot run with a CrossTransformer.
+    images, when it classified a query: setwise show RUN takes a few-shot run with a CrossTransformer. Which samples of
+    a batch, and whom the loss of each reaches, class by class: setwise show RUN takes a classifier with a relation.
     """
 
     inputs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="[RUN] IMAGES...")]
@@ -59,7 +60,11 @@ class _Show:
     places: tuple[str, ...] = ()
     """Few-shot runs: ROW,COLUMN in the query's map; by default three, drawn by the run's seed."""
     root: str | None = None
-    """Few-shot runs: where the data set lies here; None: where it lay in training."""
+    """Runs that bring their own images: where the data set lies here; None: where it lay in training."""
+    part: Literal["test", "val", "train"] = "test"
+    """Classifiers with a relation: whose images."""
+    batches: int | None = None
+    """Classifiers with a relation: most batches; None: all."""
     pool_heads: int = 1
     """Heads of an attention pool that stands in place of another pool, which weights do not tell."""
 
@@ -74,9 +79,14 @@ def show_(args: Sequence[str]) -> None:
         raise RunError(f"{options.out} is not empty, and nothing is overwritten. Name another folder with --out.")
     images = options.inputs if options.model is not None else options.inputs[1:]
     name = _check(options)
-    if options.model is None and find_recipe(str(options.inputs[0])).task == "few-shot":
-        _show_support(options, name)
-        return
+    if options.model is None:
+        recipe = find_recipe(str(options.inputs[0]))
+        if recipe.task == "few-shot":
+            _show_support(options, name, _as_it_lies(recipe, options))
+            return
+        if not images:
+            _show_influence(options, name, _as_it_lies(recipe, options))
+            return
     from setwise.inference import find_images
     from setwise.show import look_at, write_patches
 
@@ -91,16 +101,32 @@ def show_(args: Sequence[str]) -> None:
     print(f"pictures  {out} ({len(looks)})\npage      {page}")
 
 
-def _show_support(options: _Show, name: str) -> None:
+def _as_it_lies(recipe: Recipe, options: _Show) -> Recipe:
+    return recipe if options.root is None else recipe.override({"data.root": options.root})
+
+
+def _show_influence(options: _Show, name: str, recipe: Recipe) -> None:
+    """A classifier with a relation brings the images of its own data set."""
+    from setwise.show.influence import GROUPS, measure
+    from setwise.show.influence_page import write_influence
+
+    path = options.inputs[0]
+    found = measure(path, recipe, part=options.part, batches=options.batches)
+    out = options.out or fresh_folder(SHOWN, name)
+    page = write_influence(found, out, title=f"What samples of {recipe.name} ({path}) do to each other")
+    means = zip(GROUPS, found.mean_of_groups, strict=True)
+    told = ", ".join(f"{group} {mean:.3g}" for group, mean in means if mean == mean)
+    print(f"mean absolute gradient of a sample's loss on the other samples' features, by its class: {told}")
+    print(f"pictures  {out}\npage      {page}")
+
+
+def _show_support(options: _Show, name: str, recipe: Recipe) -> None:
     """A few-shot run brings its own images: those of its test episodes."""
     path = options.inputs[0]
     if len(options.inputs) > 1:
         raise InvalidInput(f"{path} is a few-shot run, which shows its own test episodes: leave out the images.")
     from setwise.show.support import attend, write_support
 
-    recipe = find_recipe(str(path))
-    if options.root is not None:
-        recipe = recipe.override({"data.root": options.root})
     places = [_place(text) for text in options.places]
     looks = [
         attend(path, recipe, episode=options.episode, query=query, places=places, seed=recipe.seed)

@@ -1,4 +1,4 @@
-"""How good predictions are, by groups of classes; whether two arms differ; whether a map can be trusted."""
+"""How good predictions are, by groups of classes; whether arms differ; what a map is worth; who acts on whom."""
 
 from setwise.metrics.classification import (
     classification_metrics,
@@ -10,6 +10,7 @@ from setwise.metrics.classification import (
 from setwise.metrics.episodes import mean_interval, mean_rank
 from setwise.metrics.faithfulness import area, blurred, deletion, insertion
 from setwise.metrics.groups import by_count, by_rank
+from setwise.metrics.influence import Influence, cross_gradients, influence
 from setwise.metrics.judgement import Verdict, holm, verdict
 from setwise.metrics.localisation import box_mask, energy_inside, points_inside, to_pixels
 from setwise.metrics.logit_adjustment import TAUS, adjust, choose_tau, predictions_over_taus
@@ -25,6 +26,7 @@ from setwise.metrics.paired import (
 __all__ = [
     "TAUS",
     "Collapse",
+    "Influence",
     "Interval",
     "Verdict",
     "adjust",
@@ -38,9 +40,11 @@ __all__ = [
     "collapse",
     "confusion_matrix",
     "contributions",
+    "cross_gradients",
     "deletion",
     "energy_inside",
     "holm",
+    "influence",
     "insertion",
     "instance_contributions",
     "lower_is_better",

@@ -1,4 +1,4 @@
-"""Who attended to whom, in pictures: the patches of an image, so far.
+"""Who attended to whom, in pictures: the patches of an image, images of a support set, samples of a batch.
 
 A trained network and images go in; PNG files and one HTML page that needs nothing outside itself come out.
 """
