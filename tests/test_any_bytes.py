@@ -15,6 +15,7 @@ from safetensors.torch import save
 
 from setwise import run
 from setwise.checkpoints import PARTS, Checkpoints, read_checkpoint
+from setwise.data.annotations import lines_of, write_list
 from setwise.data.image_list import check_path, keep_inside, read_list, read_lists
 from setwise.errors import DataError, InvalidInput, RunError, SetwiseError
 from setwise.models import read_state
@@ -92,6 +93,33 @@ def test_any_list_file_gives_images_or_an_error_of_ours(tmp_path, content):
         assert all((tmp_path / image.path).resolve() == tmp_path.resolve() / "a.png" for image in found.images)
         with suppress(SetwiseError):
             read_lists({"train": tmp_path / "list.txt"}, root=tmp_path, multi_label=multi_label, on_error="skip")
+
+
+named = st.text(max_size=8) | st.sampled_from(["a/b.jpg", "a 7", "a\n", " a", "\ud800", "/a"])
+ids = st.integers(-1, 3) | plain
+coco = st.fixed_dictionaries(
+    {
+        "images": st.lists(st.fixed_dictionaries({"id": ids, "file_name": named | plain}), max_size=3) | plain,
+        "annotations": st.lists(st.fixed_dictionaries({"image_id": ids, "category_id": ids}), max_size=3) | plain,
+    }
+)
+
+
+@many
+@given(st.binary(max_size=60) | (coco | plain).map(lambda value: json.dumps(value).encode()))
+@example(b"[" * 100_000)
+@example(b'{"images": [{"id": 1' + b"0" * 5000 + b"}]}")
+@example(b'{"images": [{"id": 1e400}], "annotations": [1]}')
+@example(b'{"images": [{"id": 0, "file_name": "a"}], "annotations": [{"image_id": 0, "category_id": true}]}')
+def test_any_file_of_annotations_gives_a_list_that_can_be_read_or_an_error_of_ours(tmp_path, content):
+    (tmp_path / "all.json").write_bytes(content)
+    with suppress(DataError):
+        lines = lines_of(tmp_path / "all.json")
+        (tmp_path / "list.txt").unlink(missing_ok=True)
+        write_list(lines, tmp_path / "list.txt")
+        found = read_list(tmp_path / "list.txt")
+        assert not found.problems
+        assert [f"{image.path} {image.labels[0]}" for image in found.images] == lines
 
 
 @many

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from setwise.data import DATASETS
+from setwise.data.annotations import lines_of
 from setwise.data.image_list import read_list
+from setwise.data.known_sets import KNOWN_SETS, check_lists
 from setwise.data.long_tail import exponential_counts
 
 DATA = Path(os.environ.get("SETWISE_DATA", Path(__file__).parents[3] / "shared" / "data"))
@@ -64,3 +66,35 @@ def test_exponential_counts_are_the_published_ones():
         counts = [int(count) for count in row["counts"].split()]
         factor = float(row["imbalance_factor"])
         assert exponential_counts(counts[0], num_classes=len(counts), imbalance_factor=factor) == counts
+
+
+@pytest.mark.parametrize("name", KNOWN_SETS)
+def test_published_lists_are_as_the_table_of_known_sets_says(name):
+    known = KNOWN_SETS[name]
+    folder = LISTS / known.files["val"].removesuffix("_val.txt")
+    if not folder.is_dir():
+        pytest.skip(f"no {folder}")
+    for one in check_lists(known, root=None, lists=folder):
+        if one.file is None:
+            assert "is not there" in one.problems[0]
+        else:
+            assert one.problems == ()
+            assert one.num_images == known.sizes[one.part]
+    content = json.loads((folder / "cls_freq.json").read_text())
+    counts = list(content.values()) if isinstance(content, dict) else content
+    assert (len(counts), sum(counts)) == (known.num_classes, known.sizes["train"])
+    assert (max(counts), min(counts)) == (known.largest, known.smallest)
+    groups = sum(n > 100 for n in counts), sum(20 <= n <= 100 for n in counts), sum(n < 20 for n in counts)
+    assert groups == known.groups
+
+
+def test_the_published_list_of_inaturalist_comes_out_of_annotations_of_its_images(tmp_path):
+    file = LISTS / "iNaturalist18" / "iNaturalist18_val.txt"
+    if not file.is_file():
+        pytest.skip(f"no {file}")
+    lines = file.read_text().splitlines()
+    images = [{"id": 437_513 + n, "file_name": line.split()[0]} for n, line in enumerate(lines)]
+    # The folder of an image is named by its category.
+    labels = [{"id": i["id"], "image_id": i["id"], "category_id": int(i["file_name"].split("/")[2])} for i in images]
+    (tmp_path / "val2018.json").write_text(json.dumps({"images": images, "annotations": labels}))
+    assert lines_of(tmp_path / "val2018.json") == lines

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from setwise.cli.known_sets import show_known_set
 from setwise.cli.options import NAMELESS, find_recipe, parse_with_recipe, take_name
 from setwise.errors import choose
 from setwise.recipes import RECIPES, Recipe
@@ -23,18 +24,22 @@ class _Data:
 
 
 def data_(args: Sequence[str]) -> None:
-    """``setwise data NAME``, the name of a data set or a recipe."""
+    """``setwise data NAME``, the name of a data set, a benchmark that comes as lists, or a recipe."""
     from setwise.data import DATASETS, DataSet
     from setwise.data.few_shot import FEW_SHOT, FewShotSet
+    from setwise.data.known_sets import KNOWN_SETS
 
     name, rest = take_name("data", args, "the name of a data set or a recipe")
+    if name in KNOWN_SETS:
+        show_known_set(KNOWN_SETS[name], rest)
+        return
     known: dict[str, DataSet | FewShotSet] = {**DATASETS, **FEW_SHOT}
     if name in known:
         recipe = next(recipe for recipe in RECIPES.values() if recipe.data.name == name)
     elif "/" in name or "." in name or name == NAMELESS:
         recipe = find_recipe(name)
     else:
-        recipe = RECIPES[choose(name, sorted({*RECIPES, *known}), "recipe or data set")]
+        recipe = RECIPES[choose(name, sorted({*RECIPES, *known, *KNOWN_SETS}), "recipe or data set")]
     _, recipe = parse_with_recipe("data", name, _Data, recipe, rest)
     about = choose(recipe.data.name, known, "data set")
     console = Console(markup=False, highlight=False)  # class names are folder names, with brackets and all

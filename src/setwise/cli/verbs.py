@@ -85,8 +85,10 @@ def _rows(options: _List) -> list[tuple[str, ...]]:
     if options.what == "datasets":
         from setwise.data import DATASETS
         from setwise.data.few_shot import FEW_SHOT
+        from setwise.data.known_sets import KNOWN_SETS
 
         rows = [(d.name, d.summary) for d in DATASETS.values()]
+        rows += [(d.name, f"{d.summary} (lists, read as image-list)") for d in KNOWN_SETS.values()]
         return [*rows, *((d.name, d.summary) for d in FEW_SHOT.values())]
     if options.what == "transforms":
         from setwise.data import TRANSFORMS

@@ -269,8 +269,8 @@ IMAGE_LIST = DataSet(
     licence="that of the images",
     source="ImageNet-LT and Places-LT: Liu et al., Large-Scale Long-Tailed Recognition in an Open World, CVPR 2019, "
     "arXiv:1904.05160; iNaturalist 2018: Van Horn et al., CVPR 2018, arXiv:1707.06642",
-    how_to_get="Get the images (image-net.org, places2.csail.mit.edu, github.com/visipedia/inat_comp) and the lists "
-    "(github.com/facebookresearch/classifier-balancing). --data.root is the folder that the paths in the lists are "
+    how_to_get="`setwise data imagenet-lt`, `places-lt` and `inaturalist2018` say where images and lists are. "
+    "--data.root is the folder that the paths in the lists are "
     "relative to; --data.train-list, --data.val-list and --data.test-list are the lists.",
     load=load,
 )
