@@ -72,7 +72,7 @@ def test_what_was_never_seen_and_what_cannot_be_recorded_leave_no_gap_in_the_pag
 def test_classes_are_marked_by_their_group_and_few_of_them_are_named():
     axes = gradient_figure(measured(6)).axes[0]
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert [label.split(" (")[0] for label in labels[:3]] == ["many", "medium", "few"]
+    assert [label.split(" classes: ")[0] for label in labels[:3]] == ["many, 2", "medium, 2", "few, 2"]
     assert len(axes.get_xticklabels()) == 6
     left = matrix_figure(measured(6), np.ones((6, 6)), "what").axes[0]
     assert [text.get_text() for text in left.get_yticklabels()][1] == "$class$ <1>"
@@ -80,6 +80,16 @@ def test_classes_are_marked_by_their_group_and_few_of_them_are_named():
     assert many.images[0].get_array().shape == (DRAWN, DRAWN)
     assert "600 classes, the largest first, 3 in a cell" in many.get_xlabel()
     assert not many.get_yticklabels()
+
+
+def test_attention_departs_from_one_in_both_directions_and_a_little_of_it_looks_little():
+    for spread, ends in ((0.01, (0.9, 1.1)), (4.0, (-3.0, 5.0))):
+        values = np.ones((6, 6))
+        values[:3] += spread
+        figure = matrix_figure(measured(6), values, "what", centre=1.0)
+        assert figure.axes[0].images[0].get_clim() == pytest.approx(ends)
+        assert figure.axes[1].images[0].get_clim() == pytest.approx(ends)
+        assert [text.get_text() for text in figure.axes[1].texts][-1] == "1.00"
 
 
 def test_means_of_groups_count_each_pair_of_classes_that_was_seen_once():

@@ -29,7 +29,11 @@ DRAWN = 200
 LISTED = 200
 """Most classes in the page's table; the CSV file has all."""
 LETTERS = 18
-MISSING = "#dddddd"
+MISSING = "#b8b8b8"
+LEAST = 0.1
+"""Departure from the centre, at least, that has the strongest colour."""
+LUMINANCE = (0.299, 0.587, 0.114)
+"""Of red, green and blue: ITU-R BT.601."""
 
 
 def write_influence(one: Measured, folder: Path, *, title: str) -> Path:
@@ -49,7 +53,8 @@ def write_influence(one: Measured, folder: Path, *, title: str) -> Path:
     new_folder(folder)
     pictures = {"gradient": png(gradient_figure(one))}
     if one.found.attention is not None:
-        pictures["attention"] = png(matrix_figure(one, one.found.attention.numpy() / one.found.uniform, ATTENTION))
+        weights = one.found.attention.numpy() / one.found.uniform
+        pictures["attention"] = png(matrix_figure(one, weights, ATTENTION, centre=1.0))
     pictures["gradient-between"] = png(matrix_figure(one, one.found.gradient_between.numpy(), BETWEEN))
     for name, drawn in pictures.items():
         write_whole(folder / f"{name}.png", drawn)
@@ -118,7 +123,7 @@ def gradient_figure(one: Measured) -> Figure:
         places = np.flatnonzero(group == number)
         if not len(places):
             continue
-        label = f"{name} ({len(places)}): {mean:.3g}"
+        label = f"{name}, {len(places)} classes: {mean:.3g}"
         size = 5 if len(values) <= DRAWN else 2
         axes.plot(places, values[places], "o", color=COLOURS[number], markersize=size, alpha=0.7, label=label)
         axes.hlines(mean, places[0] - 0.5, places[-1] + 0.5, color=COLOURS[number], linewidth=2.5)
@@ -142,19 +147,27 @@ def gradient_figure(one: Measured) -> Figure:
     return figure
 
 
-def matrix_figure(one: Measured, values: Float[np.ndarray, "K K"], what: str) -> Figure:
-    """All classes on the left, with lines between the groups, and on the right the means of the groups as numbers."""
+def matrix_figure(one: Measured, values: Float[np.ndarray, "K K"], what: str, *, centre: float | None = None) -> Figure:
+    """All classes on the left, with lines between the groups, and on the right the means of the groups as numbers.
+
+    Args:
+        one: what was measured.
+        values: to be drawn, in its order of classes.
+        what: they are, at the key of colours.
+        centre: value from which others depart in both directions; None: values begin at zero.
+    """
     figure = Figure(figsize=(10, 5.2), dpi=DPI, layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1.6, 1))
     group = np.array(one.group)
     drawn = _coarse(values)
-    high = np.nanpercentile(drawn, 99) if np.isfinite(drawn).any() else 1.0  # a few extreme cells hide all others
-    picture = _heat(left, drawn, high)
-    figure.colorbar(picture, ax=left, shrink=0.8, label=what, extend="max")
+    colours = _colours(drawn, centre)
+    figure.colorbar(
+        _heat(left, drawn, colours), ax=left, shrink=0.8, label=what, extend="max" if centre is None else "both"
+    )
     scale = len(drawn) / len(values)
     for border in np.flatnonzero(np.diff(group)) + 1:
         for line in (left.axhline, left.axvline):
-            line(border * scale - 0.5, color="white", linewidth=1.2)
+            line(border * scale - 0.5, color="black" if centre is not None else "white", linewidth=1.2)
     if len(values) <= NAMED:
         for axis in "xy":
             _name(left, axis, [_short(name) for name in one.names])
@@ -165,13 +178,22 @@ def matrix_figure(one: Measured, values: Float[np.ndarray, "K K"], what: str) ->
         left.set_xlabel(f"{len(values):,} classes, the largest first{together}", fontsize=9)
     there = [number for number in range(len(GROUPS)) if number in one.group]
     means = between_groups(values, one.group)[np.ix_(there, there)]
-    _heat(right, means, np.nanmax(means) if np.isfinite(means).any() else 1.0)
+    picture = _heat(right, means, colours)
     for row, column in np.ndindex(means.shape):
-        _number(right, row, column, means)
+        _number(right, row, column, float(means[row, column]), picture)
     for axis in "xy":
         _name(right, axis, [GROUPS[number] for number in there], slanted=False)
     right.set_title("means over pairs of classes", fontsize=9)
     return figure
+
+
+def _colours(values: np.ndarray, centre: float | None) -> dict[str, Any]:
+    """Map and limits; a few extreme cells would hide all others, and noise around the centre is not to look large."""
+    there = values[np.isfinite(values)]
+    if centre is None:
+        return {"cmap": "viridis", "vmin": 0, "vmax": max(np.percentile(there, 99) if len(there) else 1.0, 1e-30)}
+    far = max(np.percentile(np.abs(there - centre), 99) if len(there) else 0.0, LEAST)
+    return {"cmap": "RdBu_r", "vmin": centre - far, "vmax": centre + far}
 
 
 def _coarse(values: Float[np.ndarray, "K K"]) -> np.ndarray:
@@ -187,16 +209,15 @@ def _coarse(values: Float[np.ndarray, "K K"]) -> np.ndarray:
     return np.where(number > 0, added(np.nan_to_num(values)) / np.maximum(number, 1), np.nan)
 
 
-def _heat(axes: Axes, values: np.ndarray, high: float) -> AxesImage:
+def _heat(axes: Axes, values: np.ndarray, colours: dict[str, Any]) -> AxesImage:
     axes.set_facecolor(MISSING)
     axes.tick_params(length=0)
-    return axes.imshow(values, cmap="viridis", vmin=0, vmax=max(float(high), 1e-30), interpolation="nearest")
+    return axes.imshow(values, interpolation="nearest", **colours)
 
 
-def _number(axes: Axes, row: int, column: int, values: np.ndarray) -> None:
-    value = values[row, column]
-    dark = not np.isnan(value) and value < 0.6 * np.nanmax(values)
-    text = "none" if np.isnan(value) else f"{value:.3g}"
+def _number(axes: Axes, row: int, column: int, value: float, picture: AxesImage) -> None:
+    dark = not np.isnan(value) and np.dot(picture.to_rgba(np.array(value))[:3], LUMINANCE) < 0.5
+    text = "none" if np.isnan(value) else f"{value:#.3g}"
     axes.text(column, row, text, ha="center", va="center", fontsize=10, color="white" if dark else "black")
 
 
