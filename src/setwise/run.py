@@ -94,7 +94,8 @@ def _fit(
                 _write_head(folder, recipe, ())
         say(f"Before {recipe.name}: {before.name}, in {folder.before}.")
         _, made = _fit(before, folder.before, resume=True, progress=progress, say=say, callbacks=callbacks)
-        ready = recipe.override({"backbone.weights": str(made.weights)})
+        starts = {"backbone.weights": str(made.weights)}
+        ready = recipe.override(starts if recipe.before.use == "start" else {"criterion.teacher": str(made.path)})
     work = make_work(ready, say)
     task, loaders = work.task, work.loaders
     unreadable = Unreadable({part: loader for part, loader in loaders.items() if isinstance(loader, Loader)})

@@ -63,18 +63,19 @@ def scores_of(task: Classification, loader: DataLoader[Any]) -> dict[str, Tensor
     Several processes compute a share each, and all of them get the whole.
 
     Returns:
-        ``scores [N, K]``, ``target [N]`` or ``[N, K]``, ``index [N]``.
+        ``scores [N, K]``, ``target [N]`` or ``[N, K]``, ``index [N]``, and what else the task keeps of an image.
 
     Raises:
         RunError: if there is no image in the part.
     """
     task.eval()
-    parts: dict[str, list[Tensor]] = {"scores": [], "target": [], "index": []}
+    parts: dict[str, list[Tensor]] = {}
     for batch in loader:
-        scores = task(batch.image.to(task.device))
-        for name, tensor in (("scores", scores.float()), ("target", batch.target), ("index", batch.index)):
-            parts[name].append(tensor.cpu())
-    if not parts["index"]:
+        found = task.per_image(batch.image.to(task.device)) | {"target": batch.target, "index": batch.index}
+        found["scores"] = found["scores"].float()
+        for name, tensor in found.items():
+            parts.setdefault(name, []).append(tensor.cpu())
+    if not parts:
         raise RunError("There is no image to evaluate: this part of the data set is empty.")
     mine = {name: torch.cat(tensors) for name, tensors in parts.items()}
     joined = {name: torch.cat([of_rank[name] for of_rank in gather_objects(mine)]) for name in mine}
@@ -118,7 +119,7 @@ def write_results(
         The line of ``results.jsonl``, which is written last: its presence says that the run is complete.
     """
     tau = task.choose_tau(val["scores"], val["target"])
-    metrics = task.metrics(test["scores"], test["target"], tau=tau)
+    metrics = task.metrics(test["scores"], test["target"], tau=tau) | task.further_metrics(test)
     saved: dict[str, Any] = {"tau": tau, "counts": task.counts, "target": test["target"], "index": test["index"]}
     saved |= {f"group_{name}": classes for name, classes in task.groups.items()}
     saved |= {f"val_{name}": value for name, value in task.metrics(val["scores"], val["target"], tau=tau).items()}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from setwise.build import (
@@ -24,7 +24,7 @@ from setwise.data.few_shot import EpisodeLoader, FewShotSplits
 from setwise.episodes import EpisodicModel, episode_scores, score_sets, write_episode_results
 from setwise.errors import DataError, InvalidInput, RunError, choose
 from setwise.models.weights import read_state
-from setwise.recipes import Recipe
+from setwise.recipes import Recipe, yaml_file
 from setwise.run_folder import RunFolder
 from setwise.scoring import Model, scores_of, write_results
 from setwise.tasks import TASKS, Classification, EpisodeScore, FewShot
@@ -125,7 +125,23 @@ def _classifying(recipe: Recipe, say: Say) -> _Classifying:
             )
     model = Model.of(splits)
     loaders = {part: build_loader(recipe, splits, part) for part in PARTS}
-    return _Classifying(recipe, _classification(recipe, model, say), loaders, splits.notes, model)
+    task = _classification(recipe, model, say, teacher=_teacher_of(recipe, model))
+    return _Classifying(recipe, task, loaders, splits.notes, model)
+
+
+def _teacher_of(recipe: Recipe, model: Model) -> nn.Module | None:
+    if recipe.criterion.teacher is None:
+        return None
+    folder = RunFolder(recipe.criterion.teacher)
+    teacher, taught = load_classification(folder, yaml_file.read(folder.require(folder.recipe, "recipe")))
+    same = ("class_names", "mean", "std", "image_size")
+    for name in same:
+        if getattr(taught, name) != getattr(model, name):
+            raise InvalidInput(
+                f"The teacher in {folder.path} (criterion.teacher) does not see what this run sees: its {name} "
+                "differ. Train it on the same data set, seed and image size, as --before.use teacher does."
+            )
+    return teacher.plain()
 
 
 def _episodic(recipe: Recipe, say: Say) -> _Episodic:
@@ -149,9 +165,10 @@ def loaders_of(recipe: Recipe, sets: Mapping[str, FewShotSplits], part: str) -> 
     }
 
 
-def _classification(recipe: Recipe, model: Model, say: Say) -> Classification:
+def _classification(recipe: Recipe, model: Model, say: Say, teacher: nn.Module | None = None) -> Classification:
     return build_task(
         recipe,
+        teacher=teacher,
         counts=torch.tensor(model.counts),
         group_counts=torch.tensor(model.group_counts),
         class_names=tuple(model.class_names),
@@ -190,7 +207,7 @@ def load_few_shot(folder: RunFolder, recipe: Recipe) -> tuple[FewShot, EpisodicM
 
 def _bare(recipe: Recipe) -> Recipe:
     """Whose weights come from the run, and not from where the run had its first ones."""
-    return recipe.override({"backbone.pretrained": False, "backbone.weights": None})
+    return recipe.override({"backbone.pretrained": False, "backbone.weights": None, "criterion.teacher": None})
 
 
 def _with_weights(task: Task, folder: RunFolder) -> Task:

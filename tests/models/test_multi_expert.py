@@ -10,13 +10,12 @@ from torch import nn
 from setwise.build import build_task
 from setwise.data import Batch
 from setwise.errors import InvalidInput
+from setwise.losses import assignment_loss, assignment_target
 from setwise.models import (
     CosineClassifier,
     ExpertAssignment,
     ExpertHead,
     MultiExpertCifarResNet,
-    assignment_loss,
-    assignment_target,
     create_backbone,
     create_head,
     route,
@@ -261,7 +260,8 @@ def test_predictions_of_experts_do_not_need_the_relation():
     [
         ({"criterion__name": "cross-entropy", "criterion__diversity": 0.2}, r"go together, but the criterion is cross"),
         ({"backbone__name": "cifar_resnet32"}, r"go together.*cifar_resnet32 has 1"),
-        ({"head__name": "lws"}, "Experts take --head.name linear or cosine, not lws"),
+        ({"head__name": "lws"}, "Experts take --head.name linear, cosine or routed, not lws"),
+        ({"head__name": "routed"}, "routed and --criterion.name expert-assignment go together.*routed and ride"),
         ({"relation__memory": 20}, r"`memory` \(20\) cannot hold"),
     ],
 )

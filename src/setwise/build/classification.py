@@ -5,6 +5,7 @@ same backbone and head.
 """
 
 import inspect
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -17,16 +18,17 @@ from setwise.data.few_shot import FEW_SHOT, classes_of_training
 from setwise.errors import InvalidInput, choose
 from setwise.losses import CRITERIA, Criterion, class_weights
 from setwise.metrics import by_count, by_rank
-from setwise.models import LearnableScale, create_head, feature_dim
+from setwise.models import LearnableScale, RoutedExperts, create_head, feature_dim
 from setwise.nn import BatchFormer, ExpertBatchFormer, MomentumContrast
 from setwise.nn.attend import fix_query_and_key, make_uniform
 from setwise.recipes import Recipe, schema
 from setwise.recipes.stages import stage_before
-from setwise.tasks import Classification
+from setwise.tasks import Classification, Distilled, Routing
 
 __all__ = ["build_data", "build_loader", "build_task", "check_start"]
 
 PARTS = ("train", "val", "test")
+OF_FIXED_CLASSES = ("linear", "cosine", "lws", "routed", "per-class")
 OF_BATCHES = ("batch_size", "micro_batch", "mixup", "cutmix", "sampler")
 SERVED_BY_THE_LOADER = ("name", "augment", "views", "num_workers", "on_error", *OF_BATCHES)
 
@@ -90,6 +92,7 @@ def build_task(
     class_names: tuple[str, ...],
     in_chans: int,
     image_size: int,
+    teacher: nn.Module | None = None,
     say: Say = print,
 ) -> Classification:
     """Network, loss and optimizer of a recipe.
@@ -101,6 +104,7 @@ def build_task(
         class_names: their names, in label order.
         in_chans: channels of the images.
         image_size: side of the images in pixels, for backbones whose size is fixed when they are built.
+        teacher: images -> scores, which are to be matched beside the labels.
         say: told which of one's own weights did not load.
     """
     _check(recipe)
@@ -110,15 +114,20 @@ def build_task(
     num_experts = getattr(backbone, "num_experts", 1)
     _check_experts(recipe, num_experts)
     with drawn_from(recipe.seed, "head"):
-        head = create_head(recipe.head.name, dim, len(class_names), scale=recipe.head.scale, num_experts=num_experts)
-    if isinstance(head, LearnableScale) and recipe.backbone.weights:
+        options: dict[str, Any] = {"scale": recipe.head.scale, "top_k": recipe.head.top_k, "num_experts": num_experts}
+        head = create_head(recipe.head.name, dim, len(class_names), **options)
+    routed = isinstance(head, RoutedExperts)
+    if isinstance(head, LearnableScale | RoutedExperts) and recipe.backbone.weights:
         head.start_from(recipe.backbone.weights)
     groups = by_rank if recipe.groups.by == "rank" else by_count
-    return Classification(
+    kind: Callable[..., Classification] = Routing if routed else Classification
+    if teacher is not None:
+        kind = partial(Distilled, teacher=teacher, temperature=recipe.criterion.teacher_temperature)
+    return kind(
         backbone,
         head,
         _criterion(recipe, counts, class_names),
-        _relation(recipe, dim, num_experts),
+        None if routed else _relation(recipe, dim, num_experts),
         contrast=_contrast(recipe, backbone, dim),
         optimizer=optimizer_factory(recipe),
         counts=counts,
@@ -148,10 +157,10 @@ def _check(recipe: Recipe) -> None:
             raise InvalidInput(f"`{path}` must be at least {smallest}, but it is {value}.")
     if recipe.task != "classification":
         raise InvalidInput(f"{recipe.name} is a {recipe.task} recipe, which has no classifier of fixed classes.")
-    if recipe.episodes != schema.Episodes() or recipe.head.name not in ("linear", "cosine", "lws", "per-class"):
+    if recipe.episodes != schema.Episodes() or recipe.head.name not in OF_FIXED_CLASSES:
         raise InvalidInput(
             f"`episodes` and --head.name {recipe.head.name} are of few-shot recipes; {recipe.name} classifies fixed "
-            "classes (--head.name linear, cosine, lws or per-class)."
+            f"classes (--head.name {', '.join(OF_FIXED_CLASSES)})."
         )
     if data.multi_label and recipe.criterion.name != "binary-cross-entropy":  # the others take rows of ones and zeros
         raise InvalidInput(
@@ -183,7 +192,7 @@ def _check(recipe: Recipe) -> None:
             "add --relation.name none."
         )
     _check_contrast(recipe)
-    if recipe.head.name != "cosine" and recipe.head.scale != schema.Head().scale:
+    if recipe.head.name not in ("cosine", "routed") and recipe.head.scale != schema.Head().scale:
         raise InvalidInput(f"`head.scale` ({recipe.head.scale}) is the cosine head's: add --head.name cosine.")
 
 
@@ -230,28 +239,35 @@ def check_start(recipe: Recipe) -> None:
     """
     if stage_before(recipe) is not None:  # whose weights are there when it is over
         return
-    part, lws = recipe.backbone, recipe.head.name == "lws"
+    part = recipe.backbone
     which = "frozen" if part.frozen else "trained"
     if (part.frozen or part.trained) and not (part.weights or part.pretrained):
         raise InvalidInput(
             f"`backbone.{which}` would keep random weights: name those of a first stage, --backbone.weights "
             "runs/FIRST/weights.safetensors, or take timm's with --backbone.pretrained."
         )
-    if lws and not (part.frozen and part.weights):
+    does = {"lws": "scales the classifier", "routed": "asks the experts"}.get(recipe.head.name)
+    if does and not (part.frozen and part.weights):
         raise InvalidInput(
-            "--head.name lws scales the classifier of a first stage, whose features must not change: add "
+            f"--head.name {recipe.head.name} {does} of a first stage, whose features must not change: add "
             "--backbone.frozen and --backbone.weights runs/FIRST/weights.safetensors."
         )
 
 
 def _check_experts(recipe: Recipe, num_experts: int) -> None:
-    if (num_experts > 1) != (recipe.criterion.name == "ride"):
+    routed = recipe.head.name == "routed"
+    if routed != (recipe.criterion.name == "expert-assignment") or (routed and recipe.criterion.teacher):
+        raise InvalidInput(
+            "--head.name routed and --criterion.name expert-assignment go together, without a teacher, but they are "
+            f"{recipe.head.name} and {recipe.criterion.name}."
+        )
+    if (num_experts > 1) != (recipe.criterion.name in ("ride", "expert-assignment")):
         raise InvalidInput(
             "--criterion.name ride and a backbone of several experts (ride_resnet32) go together, but the criterion is "
             f"{recipe.criterion.name} and {recipe.backbone.name} has {num_experts}."
         )
-    if num_experts > 1 and recipe.head.name not in ("linear", "cosine"):
-        raise InvalidInput(f"Experts take --head.name linear or cosine, not {recipe.head.name}.")
+    if num_experts > 1 and recipe.head.name not in ("linear", "cosine", "routed"):
+        raise InvalidInput(f"Experts take --head.name linear, cosine or routed, not {recipe.head.name}.")
 
 
 def _relation(recipe: Recipe, dim: int, num_experts: int) -> BatchFormer | None:
@@ -304,7 +320,7 @@ def _criterion(recipe: Recipe, counts: torch.Tensor, class_names: tuple[str, ...
     }
     takes = inspect.signature(criterion).parameters
     for name, default in vars(schema.Criterion()).items():
-        if name not in (*takes, "name") and getattr(part, name) != default:
+        if name not in (*takes, "name", "teacher", "teacher_temperature") and getattr(part, name) != default:
             raise InvalidInput(f"Criterion {part.name!r} has no option `criterion.{name}` ({getattr(part, name)!r}).")
     arguments: dict[str, Any] = {name: value for name, value in available.items() if name in takes}
     return criterion(**arguments)

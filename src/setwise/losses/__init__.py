@@ -1,5 +1,6 @@
 """Criteria: ``criterion(logits [N, K], target) -> losses [N]``, one loss per sample, all called alike."""
 
+from setwise.losses.assignment import ExpertAssignmentLoss, assignment_loss, assignment_target
 from setwise.losses.class_weights import class_weights
 from setwise.losses.contrastive import PaCo, nt_xent, parametric_contrastive
 from setwise.losses.long_tailed import (
@@ -20,8 +21,11 @@ __all__ = [
     "BinaryCrossEntropy",
     "Criterion",
     "CrossEntropy",
+    "ExpertAssignmentLoss",
     "FocalLoss",
     "PaCo",
+    "assignment_loss",
+    "assignment_target",
     "class_weights",
     "distillation",
     "nt_xent",
@@ -33,6 +37,7 @@ CRITERIA: dict[str, type[Criterion]] = {
     "balanced-softmax": BalancedSoftmax,
     "ldam": LDAM,
     "ride": RIDE,
+    "expert-assignment": ExpertAssignmentLoss,
     "paco": PaCo,
     "focal": FocalLoss,
     "binary-cross-entropy": BinaryCrossEntropy,

@@ -11,7 +11,7 @@ from setwise.models.class_maps import cam, grad_cam
 from setwise.models.decoupled import LearnableScale, choose_exponent, tau_normalize
 from setwise.models.digits_cnn import DigitsCNN
 from setwise.models.expert_resnet import MultiExpertResNet
-from setwise.models.expert_routing import ExpertAssignment, Routed, assignment_loss, assignment_target, route
+from setwise.models.expert_routing import ExpertAssignment, Routed, RoutedExperts, route
 from setwise.models.feature_map import FeatureMap, map_channels
 from setwise.models.heads import CosineClassifier, create_head, has_class_queries, without_classifier
 from setwise.models.multi_expert import ExpertHead, MultiExpertCifarResNet, split_experts
@@ -33,8 +33,7 @@ __all__ = [
     "MultiExpertResNet",
     "PatchConvNet",
     "Routed",
-    "assignment_loss",
-    "assignment_target",
+    "RoutedExperts",
     "cam",
     "choose_exponent",
     "create_backbone",

@@ -3,19 +3,19 @@
 Letters: ``B`` images, ``E`` experts, ``C`` channels of one expert, ``K`` classes.
 """
 
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from setwise.errors import InvalidInput
+from setwise.models.multi_expert import ExpertHead, split_experts
+from setwise.models.weights import read_state
 
-__all__ = ["ExpertAssignment", "Routed", "assignment_loss", "assignment_target", "route"]
-
-POSITIVE_WEIGHT = 100.0
-"""Of a sample that needs another expert, against one that does not (official RIDE code)."""
+__all__ = ["ExpertAssignment", "Routed", "RoutedExperts", "route"]
 
 
 class Routed(NamedTuple):
@@ -55,34 +55,6 @@ def route(logits: Float[Tensor, "B E K"], scores: Float[Tensor, "B steps"]) -> R
     used = 1 + goes_on.sum(1)  # [B]
     asked = torch.arange(logits.shape[1], device=logits.device) < used[:, None]  # [B, E]
     return Routed((logits * asked[:, :, None]).sum(1) / used[:, None], used)
-
-
-def assignment_target(logits: Float[Tensor, "B E K"], target: Int64[Tensor, "B"]) -> Bool[Tensor, "B steps"]:
-    """Which images should go on after expert 1 .. ``E - 1``: wrong so far, and right with some later expert.
-
-    "So far" and "later" are the mean logits of the first 1, 2 .. ``E`` experts.
-    """
-    count = torch.arange(1, logits.shape[1] + 1, device=logits.device, dtype=logits.dtype)
-    so_far = logits.cumsum(1) / count[:, None]  # [B, E, K]
-    right = so_far.argmax(2) == target[:, None]  # [B, E]
-    right_from_here = right.flip(1).cummax(1).values.flip(1)  # at e: with e or some later expert
-    return ~right[:, :-1] & right_from_here[:, 1:]
-
-
-def assignment_loss(
-    scores: Float[Tensor, "B steps"], logits: Float[Tensor, "B E K"], target: Int64[Tensor, "B"]
-) -> Float[Tensor, "B"]:
-    """Binary cross-entropy of going on, where images that should weigh a hundred times as much.
-
-    Averaged over the steps; of this the source says nothing.
-
-    Raises:
-        InvalidInput: if scores and logits do not fit.
-    """
-    _check(logits, scores)
-    wanted = assignment_target(logits, target).to(scores.dtype)
-    weight = torch.tensor(POSITIVE_WEIGHT, device=scores.device, dtype=scores.dtype)
-    return F.binary_cross_entropy_with_logits(scores, wanted, pos_weight=weight, reduction="none").mean(1)
 
 
 class ExpertAssignment(nn.Module):
@@ -126,6 +98,51 @@ class ExpertAssignment(nn.Module):
             best = logits[:, : step + 1].mean(1).topk(self.top_k, 1).values
             scores.append(outward(torch.cat([feature, best], 1)))
         return torch.cat(scores, 1)
+
+
+class RoutedExperts(nn.Module):
+    """The classifiers of a finished first stage, which stay as they are, and the network that decides how many to ask.
+
+    Args:
+        experts: one classifier an expert.
+        assign: what decides; it alone trains.
+
+    >>> experts = ExpertHead(lambda: nn.Linear(48, 10), num_experts=3)
+    >>> head = RoutedExperts(experts, ExpertAssignment(48, num_experts=3, num_classes=10))
+    >>> head(torch.randn(5, 144)).shape
+    torch.Size([5, 10])
+    """
+
+    def __init__(self, experts: ExpertHead, assign: ExpertAssignment) -> None:
+        super().__init__()
+        self.experts, self.assign = experts.requires_grad_(False), assign
+
+    def decide(self, x: Float[Tensor, "B experts_C"]) -> tuple[Float[Tensor, "B E K"], Float[Tensor, "B steps"]]:
+        """Logits of every expert, and scores of going on after each but the last."""
+        features = split_experts(x, num_experts=len(self.experts.classifiers))
+        logits = self.experts.scores(x)
+        return logits, self.assign(features, logits)
+
+    def forward(self, x: Float[Tensor, "B experts_C"]) -> Float[Tensor, "B K"]:
+        """Mean logits of the experts that are asked."""
+        return route(*self.decide(x)).logits
+
+    def start_from(self, path: str | Path) -> None:
+        """Take the experts' classifiers of a first stage, ``head.*`` of its weights file.
+
+        Raises:
+            MissingFile: if there is no such file.
+            InvalidInput: if it has no classifiers of these sizes.
+        """
+        given = {k.removeprefix("head."): v for k, v in read_state(path).items() if k.startswith("head.")}
+        own = {name: tuple(value.shape) for name, value in self.experts.state_dict().items()}
+        if {name: tuple(value.shape) for name, value in given.items()} != own:
+            raise InvalidInput(
+                f"Head routed asks the classifiers of a first stage, here {len(self.experts.classifiers)} of "
+                f"{next(iter(own.values()))}, but {path} has others or none: give the weights of a run with several "
+                "experts (cifar100-lt-ride) on the same classes and --backbone.options."
+            )
+        self.experts.load_state_dict(given)
 
 
 def _check(logits: Tensor, scores: Tensor) -> None:

@@ -1,5 +1,7 @@
 """Feature -> class scores: the one classifier that both streams share."""
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -7,6 +9,7 @@ from torch import Tensor, nn
 
 from setwise.errors import InvalidInput
 from setwise.models.decoupled import LearnableScale
+from setwise.models.expert_routing import ExpertAssignment, RoutedExperts
 from setwise.models.multi_expert import ExpertHead
 from setwise.models.patchconvnet import PatchConvNet
 from setwise.nn import AttentionPool, PerClassLinear
@@ -40,11 +43,18 @@ class CosineClassifier(nn.Module):
         return self.scale * F.linear(F.normalize(x), F.normalize(self.weight))
 
 
-def create_head(name: str, dim: int, num_classes: int, *, scale: float, num_experts: int = 1) -> nn.Module:
+def create_head(
+    name: str, dim: int, num_classes: int, *, scale: float, top_k: int = 30, num_experts: int = 1
+) -> nn.Module:
     """A head by name: features ``[B, C]``, for "per-class" ``[B, K, C]``, -> scores ``[B, K]``.
 
-    With several experts each has one of its own on its part of the features, see :class:`ExpertHead`.
+    With several experts each has one of its own on its part of the features, see :class:`ExpertHead`; "routed" asks as
+    many of their cosine classifiers as an image needs, see :class:`setwise.models.RoutedExperts`.
     """
+    if name == "routed":
+        experts = create_head("cosine", dim, num_classes, scale=scale, num_experts=num_experts)
+        assign = ExpertAssignment(dim // num_experts, num_experts=num_experts, num_classes=num_classes, top_k=top_k)
+        return RoutedExperts(cast(ExpertHead, experts), assign)
     if num_experts > 1:
         return ExpertHead(
             lambda: create_head(name, dim // num_experts, num_classes, scale=scale), num_experts=num_experts

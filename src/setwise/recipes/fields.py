@@ -89,13 +89,18 @@ class Backbone:
 
 @dataclass(frozen=True, kw_only=True)
 class Before:
-    """The stage before this one, which is trained first; its backbone is what this one starts from."""
+    """The stage before this one, which is trained first."""
 
+    use: Literal["start", "teacher"] = "start"
+    """What that stage is for: its backbone is where this one starts, or its predictions are what this one's are drawn
+    to beside the labels (criterion.teacher)."""
     recipe: str | None = None
     """Recipe of that stage. It gets this one's data set, backbone, relation, groups, seed and machine, and keeps its
-    own augmentation, sampler, head, criterion, optimizer and length. None, or with backbone.weights: no such stage."""
+    own augmentation, sampler, head, criterion, optimizer and length. None, or with backbone.weights (for a teacher
+    criterion.teacher): no such stage."""
     options: dict[str, Any] = field(default_factory=dict)
-    """Fields of that recipe that are to differ, such as trainer.epochs 30 or optimizer.lr 0.05."""
+    """Fields of that recipe that are to differ, such as trainer.epochs 30 or optimizer.lr 0.05; of a teacher also
+    those of its network, backbone.options.num_experts 6."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,13 +150,15 @@ class Relation:
 class Head:
     """Features -> class scores, one head for both streams."""
 
-    name: Literal["linear", "cosine", "lws", "per-class", "cross-transformer", "prototypical"] = "linear"
+    name: Literal["linear", "cosine", "lws", "routed", "per-class", "cross-transformer", "prototypical"] = "linear"
     """A linear layer; the cosine between feature and class weight times a scale; one learned factor a class on the
-    linear head in backbone.weights (lws); for a backbone with a query for each class (patchconvnet_s60_multi ...) a
-    linear row of its own for each of these; in few-shot tasks attention from the query's locations to the support's, or
-    the distance to a class's mean."""
+    linear head in backbone.weights (lws); as many of the experts in backbone.weights as an image needs (routed); for a
+    backbone with a query for each class (patchconvnet_s60_multi ...) a linear row of its own for each of these; in
+    few-shot tasks attention from the query's locations to the support's, or the distance to a class's mean."""
     scale: float = 30.0
     """Scale of the cosine head. LDAM and RIDE: 30."""
+    top_k: int = 30
+    """routed: how many of the largest scores decide about the next expert. ResNet-10 and CIFAR: 30, ResNet-50: 50."""
     dim_key: int = 128
     """cross-transformer: width of keys and queries. Paper: 128."""
     dim_value: int = 128
@@ -213,6 +220,10 @@ class Criterion:
     """Focal loss: exponent of (1 - p). Paper: 2."""
     diversity: float = 0.2
     """RIDE: weight of the reward for experts that differ from their mean. Official code: 0.2, on CIFAR 0.45."""
+    teacher: str | None = None
+    """Folder of a finished run on the same classes, whose scores are to be matched beside the labels."""
+    teacher_temperature: float = 1.5
+    """Divides teacher's and student's scores before they are compared. RIDE: 1.5."""
     temperature_factor: float = 0.05
     """RIDE: how far the reward's temperature follows class sizes, 0..1. ImageNet-LT: 0.02, iNaturalist: 0.015."""
     temperature: float = 0.2

@@ -3,6 +3,7 @@
 from setwise.recipes.long_tailed import BATCHFORMER, CIFAR100, SHORT, SMOKE
 from setwise.recipes.schema import (
     Backbone,
+    Before,
     Criterion,
     Data,
     Head,
@@ -56,6 +57,35 @@ CIFAR100_RIDE = CIFAR100.override(
                 source="long-tailed literature, RIDE with 3 experts: 48.0 to 49.1 %, on the whole official test set",
             ),
         ),
+    }
+)
+
+# The authors' two further stages: three experts that learn from six, and a network that decides how many to ask (lr
+# 0.01, 5 epochs of 512, class-balanced draws).
+CIFAR100_RIDE_DISTILLED = CIFAR100_RIDE.override(
+    {
+        "name": "cifar100-lt-ride-distilled",
+        "summary": "CIFAR-100-LT in two stages: RIDE with six experts, then three experts that learn from them too",
+        "before": Before(recipe="cifar100-lt-ride", use="teacher", options={"backbone.options.num_experts": 6}),
+        "reported": (),
+        "smoke": CIFAR100_RIDE.smoke | {"before.options": {"data.batch_size": 8, "trainer.epochs": 1}},
+    }
+)
+CIFAR100_RIDE_ROUTED = CIFAR100_RIDE.override(
+    {
+        "name": "cifar100-lt-ride-routed",
+        "summary": "CIFAR-100-LT in two stages: cifar100-lt-ride, then a network that decides how many experts to ask",
+        "before": Before(recipe="cifar100-lt-ride"),
+        "backbone.frozen": True,
+        "data.sampler": "class-balanced",
+        "data.batch_size": 512,
+        "head.name": "routed",
+        "criterion": Criterion(name="expert-assignment"),
+        "optimizer": Optimizer(lr=0.01, weight_decay=5e-4),
+        "trainer.epochs": 5,
+        "trainer.val_every": 1,
+        "reported": (),
+        "smoke": CIFAR100_RIDE.smoke | {"before.options": {"data.batch_size": 8, "trainer.epochs": 1}},
     }
 )
 
@@ -166,4 +196,4 @@ AT_224 = tuple(
     )
 )
 
-RIDE = (CIFAR100_RIDE, CIFAR100_RIDE_SHORT, *AT_224)
+RIDE = (CIFAR100_RIDE, CIFAR100_RIDE_DISTILLED, CIFAR100_RIDE_ROUTED, CIFAR100_RIDE_SHORT, *AT_224)

@@ -26,8 +26,9 @@ FIELDS = {
     "trainer": ("max_steps", "precision", "accelerator", "devices", "num_nodes", "logger"),
 }
 """What they have in common of other groups: the images and the machine."""
-OF_A_STAGE = ("data", "head", "criterion", "optimizer", "trainer")
+OF_A_STAGE = ("data", "head", "criterion", "contrast", "optimizer", "trainer")
 """Groups that ``before.options`` may change."""
+OF_NETWORK = "backbone.options."
 
 
 def stage_before(recipe: Recipe) -> Recipe | None:
@@ -41,13 +42,20 @@ def stage_before(recipe: Recipe) -> Recipe | None:
     3
     """
     part = recipe.before
-    if part.recipe is None or recipe.backbone.weights is not None:
+    given = recipe.backbone.weights if part.use == "start" else recipe.criterion.teacher
+    if part.recipe is None or given is not None:
         return None
     values = {f"{group}.{name}": getattr(getattr(recipe, group), name) for group in FIELDS for name in FIELDS[group]}
     values |= {group: getattr(recipe, group) for group in GROUPS}
     before = choose(part.recipe, RECIPES, "recipe (before.recipe)").override(values)
-    own = {path: yaml_file.read_field(_own(path, recipe), value) for path, value in part.options.items()}
-    return before.override({"backbone.frozen": False, "seed": recipe.seed} | own)
+    network = dict(recipe.backbone.options)
+    own = {"backbone.frozen": False, "backbone.options": network, "seed": recipe.seed}
+    for path, value in part.options.items():
+        if path.startswith(OF_NETWORK) and part.use == "teacher":  # which may be another network
+            network[path.removeprefix(OF_NETWORK)] = value
+        else:
+            own[path] = yaml_file.read_field(_checked(path, recipe), value)
+    return before.override(own)
 
 
 def stages(recipe: Recipe) -> list[Recipe]:
@@ -56,7 +64,7 @@ def stages(recipe: Recipe) -> list[Recipe]:
     return [recipe] if before is None else [*stages(before), recipe]
 
 
-def _own(path: str, recipe: Recipe) -> str:
+def _checked(path: str, recipe: Recipe) -> str:
     group, _, name = path.partition(".")
     if group not in OF_A_STAGE or name in FIELDS.get(group, ()):
         raise InvalidInput(

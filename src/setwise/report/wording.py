@@ -37,6 +37,7 @@ NAMES = {
     "few": "few-shot",
     "ece": "calibration error",
     "mean_average_precision": "mean average precision",
+    "experts_used": "experts asked, of all",
     "accuracy_interval": "half of its 95 % interval over episodes",
 }
 P_LEGEND = "p: the primary's (related - control) stands as it is, all others are corrected for their number (Holm)."

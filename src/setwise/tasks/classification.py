@@ -114,6 +114,14 @@ class Classification(L.LightningModule):
             z = self.relation.relate(z, itself if self.attend == "self" else None)
         return self.head(z)
 
+    def per_image(self, image: Float[Tensor, "B c H W"]) -> dict[str, Tensor]:
+        """What an evaluation keeps of each image: its ``scores``, and what a subclass adds."""
+        return {"scores": self(image)}
+
+    def further_metrics(self, found: dict[str, Tensor]) -> dict[str, float]:
+        """Metrics of what else :meth:`per_image` gave for a whole part; none here."""
+        return {}
+
     def plain(self) -> nn.Sequential:
         """What ships: backbone and head alone, sharing their weights with this task."""
         return nn.Sequential(OrderedDict(backbone=self.backbone, head=self.head))
@@ -135,10 +143,7 @@ class Classification(L.LightningModule):
             if self.replace:
                 z = z[len(batch.image) :]
         logits = self.head(z)  # [S*B, K]
-        if compared is None:
-            losses = self.criterion(logits, streams.tile(batch.target, like=logits))
-        else:
-            losses = cast(PaCo, self.criterion).contrast(logits, batch.target, **compared._asdict())
+        losses = self._losses(logits, batch, compared)
         plain, related = streams.split(losses, like=batch.target)
         scores = logits.detach() if logits.dim() == 2 else logits.detach().mean(1)  # several experts predict together
         self._keep_curves(scores, losses.detach(), batch.target)
@@ -146,6 +151,11 @@ class Classification(L.LightningModule):
             return plain.mean()
         mean = (plain.mean() + self.related_weight * related.mean()) / (1 + self.related_weight)
         return self.loss_factor * mean
+
+    def _losses(self, logits: Tensor, batch: Batch | BatchOfViews, compared: Compared | None) -> Float[Tensor, "rows"]:
+        if compared is not None:
+            return cast(PaCo, self.criterion).contrast(logits, batch.target, **compared._asdict())
+        return self.criterion(logits, streams.tile(batch.target, like=logits))
 
     def _compare(self, feature: Float[Tensor, "B C"], batch: Batch | BatchOfViews) -> Compared | None:
         if self.contrast is None:

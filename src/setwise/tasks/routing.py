@@ -1,0 +1,43 @@
+"""Decide for each image how many experts it needs, on experts that are trained already."""
+
+from typing import cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from setwise.data import Batch, BatchOfViews
+from setwise.losses import ExpertAssignmentLoss
+from setwise.models import RoutedExperts, route
+from setwise.tasks.classification import Classification
+
+__all__ = ["Routing"]
+
+
+class Routing(Classification):
+    """The second stage of RIDE: backbone and classifiers stay as they are, and expert assignment is learned.
+
+    A prediction is the mean of the experts that were asked. There is no relation: the features do not change.
+
+    Source: Wang et al., RIDE, ICLR 2021, arXiv:2010.01809, section 3, as in the official code.
+    """
+
+    head: RoutedExperts
+
+    def training_step(self, batch: Batch | BatchOfViews, batch_idx: int) -> Tensor:
+        """Binary cross-entropy of going on to the next expert."""
+        with torch.no_grad():
+            z = self.backbone(batch.image)
+        logits, scores = self.head.decide(z)
+        losses = cast(ExpertAssignmentLoss, self.criterion).decided(scores, logits, batch.target)
+        self._keep_curves(route(logits, scores.detach()).logits, losses.detach(), batch.target)
+        return losses.mean()
+
+    def per_image(self, image: Float[Tensor, "B c H W"]) -> dict[str, Tensor]:
+        """The scores, and how many experts they are the mean of."""
+        routed = route(*self.head.decide(self.backbone(image)))
+        return {"scores": routed.logits, "used": routed.used}
+
+    def further_metrics(self, found: dict[str, Tensor]) -> dict[str, float]:
+        """``experts_used``: the mean number of experts that were asked, as a part of all of them."""
+        return {"experts_used": float(found["used"].double().mean()) / len(self.head.experts.classifiers)}

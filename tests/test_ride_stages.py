@@ -1,0 +1,145 @@
+"""RIDE's further stages: experts that learn from a teacher, and as many of them as an image needs."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from surviving import broken_off, fit, same_weights
+
+from setwise.errors import InvalidInput
+from setwise.losses import distillation
+from setwise.models import route
+from setwise.recipes import RECIPES
+from setwise.recipes.stages import stages
+from setwise.run import load_run
+from setwise.run_folder import RunFolder
+from setwise.work import make_work
+
+DIGITS = {
+    "data": RECIPES["digits-lt"].data,
+    "groups": RECIPES["digits-lt"].groups,
+    "backbone.options": {"width": 4, "depth": 1},
+    "trainer.epochs": 2,
+    "trainer.val_every": 2,
+    "trainer.logger": ("csv",),
+    "trainer.accelerator": "cpu",
+    "before.options": {"trainer.epochs": 2, "trainer.val_every": 2},
+}
+DISTILLED = RECIPES["cifar100-lt-ride-distilled"].override(DIGITS)
+DISTILLED = DISTILLED.override({"before.options": DISTILLED.before.options | {"backbone.options.num_experts": 4}})
+ROUTED = RECIPES["cifar100-lt-ride-routed"].override(DIGITS)
+
+
+@pytest.fixture(scope="module", params=["distilled", "routed"])
+def recipe(request):
+    return {"distilled": DISTILLED, "routed": ROUTED}[request.param]
+
+
+@pytest.fixture(scope="module")
+def whole(recipe, tmp_path_factory):
+    folder = RunFolder(tmp_path_factory.mktemp("ride") / "whole")
+    fit(recipe, folder.path)
+    return folder
+
+
+def quiet(recipe):
+    return make_work(recipe, lambda text: None)
+
+
+def test_a_second_stage_that_was_broken_off_ends_as_an_unbroken_one(recipe, whole, tmp_path):
+    single = recipe.override({"trainer.epochs": 2})
+    broken = broken_off(single.override({"before.options": recipe.before.options}), tmp_path / "broken", epoch=1)
+    fit(recipe, broken.path, resume=True)
+    assert same_weights(whole.path, broken.path)
+
+
+def test_the_teacher_has_its_own_network_and_everything_else_in_common():
+    first, last = stages(RECIPES["cifar100-lt-ride-distilled"].override({"seed": 4}))
+    assert (first.backbone.options, last.backbone.options) == ({"num_experts": 6}, {})
+    assert (first.seed, first.data, first.optimizer) == (4, last.data, last.optimizer)
+
+
+class TestDistilled:
+    @pytest.fixture(scope="class")
+    def folder(self, tmp_path_factory):
+        folder = RunFolder(tmp_path_factory.mktemp("distilled") / "run")
+        fit(DISTILLED, folder.path)
+        return folder
+
+    def test_the_step_adds_the_distance_to_the_teacher_for_both_streams(self, folder, monkeypatch):
+        work = quiet(DISTILLED.override({"criterion.teacher": str(folder.before), "relation.dropout": 0.0}))
+        task, batch = work.task.train(), next(iter(work.loaders["train"]))
+        monkeypatch.setattr(type(task), "current_epoch", 0)
+        teacher = load_run(folder.before)[1]
+        logits = task.head(task.relation(task.backbone(batch.image)))
+        wanted = teacher(batch.image).repeat(2, 1)
+        expected = task.criterion(logits, batch.target.repeat(2)) + distillation(logits, wanted, temperature=1.5)
+        loss = task.training_step(batch, 0)
+        torch.testing.assert_close(loss, expected.mean(), rtol=1e-4, atol=1e-4)
+        loss.backward()
+        assert all(p.grad is None for p in task._teacher[0].parameters())
+        assert not any("teacher" in name for name in task.state_dict())
+
+    def test_the_student_needs_its_teacher_no_more(self, folder):
+        gone = folder.before.with_name("moved")
+        folder.before.rename(gone)
+        try:
+            _, task, _ = load_run(folder.path)
+        finally:
+            gone.rename(folder.before)
+        assert len(task.head.classifiers) == 3
+
+    def test_a_teacher_of_other_images_is_refused(self, folder):
+        other = DISTILLED.override({"criterion.teacher": str(folder.before), "data.image_size": 16})
+        with pytest.raises(InvalidInput, match=r"teacher in .* does not see what this run sees: its image_size differ"):
+            quiet(other)
+
+
+class TestRouted:
+    @pytest.fixture(scope="class")
+    def folder(self, tmp_path_factory):
+        folder = RunFolder(tmp_path_factory.mktemp("routed") / "run")
+        fit(ROUTED, folder.path)
+        return folder
+
+    def test_experts_stay_and_the_deciding_network_learns(self, folder):
+        before, now = load_file(RunFolder(folder.before).weights), load_file(folder.weights)
+        for name, value in before.items():
+            if name.startswith("backbone."):
+                assert torch.equal(now[name], value), name
+            elif name.startswith("head."):
+                assert torch.equal(now[name.replace("head.", "head.experts.")], value), name
+        untrained = quiet(ROUTED.override({"backbone.weights": str(RunFolder(folder.before).weights)})).task
+        assert not torch.equal(untrained.head.assign.inward[0].weight, now["head.assign.inward.0.weight"])
+        assert not any(name.startswith("relation.") for name in now)
+
+    def test_a_prediction_is_the_mean_of_the_experts_that_were_asked(self, folder):
+        _, task, _ = load_run(folder.path)
+        image = torch.randn(9, 1, 8, 8)
+        logits, scores = task.head.decide(task.backbone(image))
+        expected = route(logits, scores)
+        torch.testing.assert_close(task(image), expected.logits)
+        assert torch.equal(task.per_image(image)["used"], expected.used)
+        torch.testing.assert_close(task.plain().eval()(image), expected.logits)
+
+    def test_the_mean_number_of_experts_is_reported(self, folder):
+        line = json.loads(folder.results.read_text())
+        _, task, _ = load_run(folder.path)
+        test = quiet(ROUTED.override({"backbone.weights": str(RunFolder(folder.before).weights)})).loaders["test"]
+        used = torch.cat([task.per_image(batch.image)["used"] for batch in test])
+        assert line["metrics"]["experts_used"] == pytest.approx(float(used.double().mean()) / 3)
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"before.recipe": None}, "would keep random weights"),
+            ({"before.recipe": None, "backbone.frozen": False}, "routed asks the experts of a first stage"),
+            ({"criterion.name": "ride"}, "go together"),
+            ({"backbone.options": {"width": 4, "depth": 1, "num_experts": 2}}, "Head routed asks the classifiers"),
+        ],
+    )
+    def test_experts_that_are_not_there_are_a_sentence(self, folder, changes, message):
+        weights = {} if "before.recipe" in changes else {"backbone.weights": str(RunFolder(folder.before).weights)}
+        with pytest.raises(InvalidInput, match=message):
+            quiet(ROUTED.override(weights | changes))
