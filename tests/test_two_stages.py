@@ -79,6 +79,16 @@ def test_two_stages_run_through_the_command_line(first, tmp_path, by_hand):
     assert RunFolder(tmp_path / "second" / "before").complete is not by_hand
 
 
+@pytest.mark.parametrize("ema", [None, 0.5])
+def test_no_class_weight_is_longer_than_the_longest(first, tmp_path, ema):
+    fit(after(first, head__max_norm=0.2, trainer__ema=ema), tmp_path / "short")
+    fit(after(first), tmp_path / "any")
+    longest, free = (
+        load_file(RunFolder(tmp_path / name).weights)["head.weight"].norm(dim=1).max() for name in ("short", "any")
+    )
+    assert longest <= 0.2 * (1 + 1e-5) < free
+
+
 def test_a_comparison_runs_both_stages_of_every_arm(tmp_path):
     options = ["--before.recipe", "digits-lt", "--before.options.trainer.epochs", "1", "--seeds", "1"]
     assert main(["compare", "digits-lt", "--out", str(tmp_path / "three"), "--workers", "1", *OPTIONS, *options]) == 0

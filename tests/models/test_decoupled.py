@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from setwise.errors import InvalidInput, MissingFile
-from setwise.models import LearnableScale, choose_exponent, create_head, tau_normalize
+from setwise.models import LearnableScale, choose_exponent, create_head, limit_norm, tau_normalize
 
 DIM, CLASSES = 5, 4
 
@@ -30,6 +30,24 @@ def normalised_oracle(weight, tau):
         length = math.sqrt(sum(v * v for v in row))
         rows.append([v / length**tau for v in row])
     return rows
+
+
+@given(st.floats(0.1, 20.0), st.integers(0, 99))
+def test_a_class_weight_that_is_too_long_is_shortened_and_no_other(max_norm, seed):
+    head = linear(seed)
+    before, bias = head.weight.tolist(), head.bias.detach().clone()
+    limit_norm(head, max_norm)
+    for row, now in zip(before, head.weight.tolist(), strict=True):
+        length = math.sqrt(sum(v * v for v in row))
+        np.testing.assert_allclose(now, [v * min(1.0, max_norm / length) for v in row], rtol=1e-12)
+    assert torch.equal(head.bias, bias)
+
+
+def test_a_weight_of_zero_stays_zero_under_a_longest_norm():
+    head = linear()
+    torch.nn.init.zeros_(head.weight)
+    limit_norm(head, 1.0)
+    assert not head.weight.any()
 
 
 @pytest.mark.parametrize("tau", [0.0, 0.3, 1.0, 1.7])

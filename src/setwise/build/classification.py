@@ -138,6 +138,7 @@ def build_task(
         relate_at_test=recipe.relation.relate_at_test,
         multi_label=recipe.data.multi_label,
         frozen=recipe.backbone.frozen,
+        max_norm=recipe.head.max_norm,
         micro_batch=recipe.data.micro_batch,
         seed=recipe.seed,
     )
@@ -192,6 +193,11 @@ def _check(recipe: Recipe) -> None:
             "add --relation.name none."
         )
     _check_contrast(recipe)
+    if recipe.head.max_norm is not None and not (recipe.head.name == "linear" and recipe.head.max_norm > 0):
+        raise InvalidInput(
+            f"`head.max_norm` ({recipe.head.max_norm:g}) is the longest class weight of --head.name linear, above 0, "
+            f"but the head is {recipe.head.name}."
+        )
     if recipe.head.name not in ("cosine", "routed") and recipe.head.scale != schema.Head().scale:
         raise InvalidInput(f"`head.scale` ({recipe.head.scale}) is the cosine head's: add --head.name cosine.")
 
@@ -266,8 +272,9 @@ def _check_experts(recipe: Recipe, num_experts: int) -> None:
             "--criterion.name ride and a backbone of several experts (ride_resnet32) go together, but the criterion is "
             f"{recipe.criterion.name} and {recipe.backbone.name} has {num_experts}."
         )
-    if num_experts > 1 and recipe.head.name not in ("linear", "cosine", "routed"):
-        raise InvalidInput(f"Experts take --head.name linear, cosine or routed, not {recipe.head.name}.")
+    if num_experts > 1 and (recipe.head.name not in ("linear", "cosine", "routed") or recipe.head.max_norm):
+        limited = " with head.max_norm" * bool(recipe.head.max_norm)
+        raise InvalidInput(f"Experts take --head.name linear, cosine or routed, not {recipe.head.name}{limited}.")
 
 
 def _relation(recipe: Recipe, dim: int, num_experts: int) -> BatchFormer | None:

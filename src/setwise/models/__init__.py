@@ -8,7 +8,7 @@ from setwise.models.backbone import OURS, create_backbone, feature_dim, list_bac
 from setwise.models.checkpoint import create_trained
 from setwise.models.cifar_resnet import CifarResNet
 from setwise.models.class_maps import cam, grad_cam
-from setwise.models.decoupled import LearnableScale, choose_exponent, tau_normalize
+from setwise.models.decoupled import LearnableScale, choose_exponent, limit_norm, tau_normalize
 from setwise.models.digits_cnn import DigitsCNN
 from setwise.models.expert_resnet import MultiExpertResNet
 from setwise.models.expert_routing import ExpertAssignment, Routed, RoutedExperts, route
@@ -42,6 +42,7 @@ __all__ = [
     "feature_dim",
     "grad_cam",
     "has_class_queries",
+    "limit_norm",
     "list_backbones",
     "load_weights",
     "map_channels",

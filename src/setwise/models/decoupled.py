@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from setwise.errors import InvalidInput
 from setwise.models.weights import read_state
 
-__all__ = ["EXPONENTS", "LearnableScale", "choose_exponent", "tau_normalize"]
+__all__ = ["EXPONENTS", "LearnableScale", "choose_exponent", "limit_norm", "tau_normalize"]
 
 EXPONENTS = tuple(step / 20 for step in range(21))
 """The grid of exponents, 0 to 1 in steps of 0.05. The paper searches 0 to 1 and names no step."""
@@ -68,6 +68,29 @@ class LearnableScale(nn.Module):
                     "the same classes, or re-train a fresh head with --head.name linear."
                 )
             own.data.copy_(given)
+
+
+@torch.no_grad()
+def limit_norm(head: nn.Linear, max_norm: float) -> None:
+    """Shorten, in place, each class weight that is longer than ``max_norm`` to that length; the bias stays.
+
+    Called after every step it is projected gradient descent: large classes cannot win by the length of their weight.
+
+    Args:
+        head: a linear classifier ``[K, C]``.
+        max_norm: longest weight of a class, above 0.
+
+    Source: Alshammari et al., Long-Tailed Recognition via Weight Balancing, CVPR 2022, arXiv:2203.14197, section 3.
+
+    >>> head = nn.Linear(2, 2)
+    >>> head.weight.data = torch.tensor([[3.0, 4.0], [0.0, 0.5]])
+    >>> limit_norm(head, 1.0)
+    >>> head.weight.data
+    tensor([[0.6000, 0.8000],
+            [0.0000, 0.5000]])
+    """
+    length = head.weight.norm(dim=1, keepdim=True)
+    head.weight.mul_((max_norm / length.clamp_min(torch.finfo(length.dtype).tiny)).clamp_max(1.0))
 
 
 def tau_normalize(head: nn.Linear, tau: float) -> nn.Linear:

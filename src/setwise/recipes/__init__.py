@@ -5,6 +5,7 @@
 50
 """
 
+from setwise.recipes.baselines import BASELINES
 from setwise.recipes.few_shot import FEW_SHOT
 from setwise.recipes.long_tailed import LONG_TAILED
 from setwise.recipes.paco import PACO
@@ -14,5 +15,6 @@ from setwise.recipes.schema import Recipe
 
 __all__ = ["RECIPES", "Recipe"]
 
-RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (*LONG_TAILED, *RIDE, *PACO, *FEW_SHOT, *PATCHCONVNET)}
+GROUPS = (LONG_TAILED, RIDE, PACO, BASELINES, FEW_SHOT, PATCHCONVNET)
+RECIPES: dict[str, Recipe] = {recipe.name: recipe for group in GROUPS for recipe in group}
 """Every recipe by name."""

@@ -157,6 +157,8 @@ class Head:
     few-shot tasks attention from the query's locations to the support's, or the distance to a class's mean."""
     scale: float = 30.0
     """Scale of the cosine head. LDAM and RIDE: 30."""
+    max_norm: float | None = None
+    """linear: longest weight that a class may have, held after every step; None: any."""
     top_k: int = 30
     """routed: how many of the largest scores decide about the next expert. ResNet-10 and CIFAR: 30, ResNet-50: 50."""
     dim_key: int = 128

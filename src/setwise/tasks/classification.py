@@ -6,7 +6,7 @@ Letters: ``B`` samples, ``S`` streams (2 in training with a relation, else 1), `
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 import lightning.pytorch as L
 import torch
@@ -21,6 +21,7 @@ from setwise.data import Batch, BatchOfViews
 from setwise.errors import InvalidInput, RunError
 from setwise.losses import Criterion, PaCo
 from setwise.metrics import adjust, choose_tau, classification_metrics, multilabel_metrics
+from setwise.models import limit_norm
 from setwise.nn import BatchFormer, Compared, MomentumContrast, in_micro_batches, streams
 from setwise.nn.attend import attend_mask
 from setwise.nn.gather import gather_objects, gather_set, place
@@ -50,6 +51,7 @@ class Classification(L.LightningModule):
         relate_at_test: predict from related features (transductive); the paper predicts from plain ones.
         multi_label: targets are ``[B, K]`` and several classes may be right.
         frozen: train relation and head alone, on a backbone that stays as it was loaded.
+        max_norm: longest weight of a class in a linear head, held after every step; None: any.
         micro_batch: samples of which the backbone's activations are held at a time; None: all of the batch.
         seed: keys the dropout of every step, so that a resumed run draws what an unbroken one would have drawn.
 
@@ -80,6 +82,7 @@ class Classification(L.LightningModule):
         relate_at_test: bool = False,
         multi_label: bool = False,
         frozen: bool = False,
+        max_norm: float | None = None,
         micro_batch: int | None = None,
         seed: int = 0,
     ) -> None:
@@ -92,7 +95,7 @@ class Classification(L.LightningModule):
         self.attend, self.related_weight, self.relate_at_test = attend, related_weight, relate_at_test
         self.loss_factor, self.replace = loss_factor, replace
         self.multi_label, self.micro_batch, self.seed = multi_label, micro_batch, seed
-        self.frozen = frozen
+        self.frozen, self.max_norm = frozen, max_norm
         if frozen:
             backbone.requires_grad_(False).eval()
         self._curves: dict[str, list[Tensor]] = {}
@@ -224,6 +227,12 @@ class Classification(L.LightningModule):
                 f"No loss of epoch {self.current_epoch} is a finite number: the training has diverged. Lower "
                 "--optimizer.lr, warm up longer (--optimizer.warmup-epochs), or clip with --trainer.gradient-clip 1."
             )
+
+    def optimizer_step(self, *args: Any, **options: Any) -> None:
+        """Lightning's step, after which no class weight is longer than ``max_norm``; before averages are taken."""
+        super().optimizer_step(*args, **options)
+        if self.max_norm is not None:
+            limit_norm(cast(nn.Linear, self.head), self.max_norm)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Keep scores and targets; metrics of groups are not means over batches."""

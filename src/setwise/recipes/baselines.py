@@ -1,0 +1,83 @@
+"""Stronger and cheaper plain baselines, and what long tails are met with today: features of a pretrained network."""
+
+from setwise.recipes.long_tailed import BATCHFORMER, CIFAR100, IMAGE_FOLDER, SECOND_STAGE, SMOKE_TIMM
+from setwise.recipes.schema import Before, Criterion, Data, Head, Optimizer, Trainer
+
+__all__ = ["BASELINES"]
+
+BALANCING = "Alshammari et al.: Weight Balancing, CVPR 2022, https://arxiv.org/abs/2203.14197"
+LIFT = "Shi et al.: LIFT, ICML 2024, https://arxiv.org/abs/2309.10019"
+
+CIFAR100_MIXUP = CIFAR100.override(
+    {
+        "name": "cifar100-lt-mixup",
+        "summary": "CIFAR-100-LT (imbalance 100), ResNet-32, cross-entropy with mixup (alpha 1), 200 epochs",
+        "data.mixup": 1.0,
+        "paper": f"{BATCHFORMER}; Zhang et al.: mixup, ICLR 2018, https://arxiv.org/abs/1710.09412",
+        "reported": (),
+    }
+)
+
+# Weight decay ten times the usual one, then the classifier again with class weights and a longest class weight. Length
+# and weight decay of the second stage are our choice; so is the longest weight, to be tuned on validation
+# (--tune head.max_norm=0.3,1,3).
+CIFAR100_MAX_NORM = CIFAR100.override(
+    {
+        **SECOND_STAGE,
+        "name": "cifar100-lt-max-norm",
+        "summary": "CIFAR-100-LT in two stages: strong weight decay, then a classifier with class weights and max-norm",
+        "before": Before(recipe="cifar100-lt", options={"optimizer.weight_decay": 5e-3, "optimizer.lr": 0.01}),
+        "data.batch_size": 128,
+        "data.sampler": "shuffle",
+        "head": Head(max_norm=1.0),
+        "criterion": Criterion(class_weights="effective-number"),
+        "optimizer": Optimizer(lr=0.01, weight_decay=5e-3),
+        "trainer.epochs": 10,
+        "trainer.val_every": 10,
+        "paper": f"{BATCHFORMER}; {BALANCING}",
+    }
+)
+
+# LIFT-like: a cosine classifier on a pretrained network that hardly changes, with a loss that knows the class sizes, a
+# few epochs. LIFT's network is CLIP's, tuned by adapters, and its classifier starts from class names; here the network
+# is DINOv2's (whose images were chosen for their likeness to public sets, ImageNet among them), nothing of it trains,
+# and the relation stands on top. Rates and length are our choice.
+PRETRAINED = {
+    "backbone.name": "vit_small_patch14_reg4_dinov2.lvd142m",
+    "backbone.frozen": True,
+    "data.augment": "random-resized-crop",
+    "data.batch_size": 128,
+    "head": Head(name="cosine", scale=25.0),
+    "criterion": Criterion(name="balanced-softmax"),
+    "optimizer": Optimizer(lr=0.01, weight_decay=5e-4),
+    "trainer": Trainer(epochs=10),
+    "num_seeds": 3,
+    "paper": f"{BATCHFORMER}; {LIFT}",
+    "reported": (),
+    "smoke": SMOKE_TIMM | {"backbone.frozen": False},
+}
+IMAGE_FOLDER_FROZEN = IMAGE_FOLDER.override(
+    {
+        **PRETRAINED,
+        "name": "image-folder-frozen",
+        "summary": "your own images: relation and cosine classifier on the frozen features of --backbone.pretrained",
+    }
+)
+IMAGENET_LT_FROZEN = IMAGE_FOLDER_FROZEN.override(
+    {
+        "name": "imagenet-lt-frozen",
+        "summary": "ImageNet-LT: relation and cosine classifier on the frozen features of --backbone.pretrained, a ViT",
+        "data": Data(
+            name="image-list",
+            root="imagenet",
+            train_list="ImageNet_LT_train.txt",
+            val_list="ImageNet_LT_val.txt",
+            test_list="ImageNet_LT_test.txt",
+            image_size=224,
+            augment="random-resized-crop",
+            batch_size=128,
+        ),
+    }
+)
+
+BASELINES = (CIFAR100_MIXUP, CIFAR100_MAX_NORM, IMAGE_FOLDER_FROZEN, IMAGENET_LT_FROZEN)
