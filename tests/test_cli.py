@@ -2,6 +2,8 @@
 
 import csv
 import json
+import re
+import shutil
 import subprocess
 import sys
 import time
@@ -15,6 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from setwise.cli import VERBS, main
+from setwise.inference import evaluate_folder
 from setwise.recipes import RECIPES
 
 TINY = ["--trainer.epochs", "1", "--trainer.logger", "csv", "--backbone.options.width", "4"]
@@ -165,6 +168,34 @@ def test_test_prints_the_metrics_again(trained, capsys):
     assert main(["test", str(trained)]) == 0
     assert f"{100 * line['metrics']['accuracy']:.1f}" in capsys.readouterr().out
     assert main(["test", str(trained), "--part", "val"]) == 0
+
+
+def test_other_images_are_tested_by_the_names_or_numbers_of_their_folders(trained_on_images, tmp_path, capsys):
+    run, data = trained_on_images / "run", trained_on_images / "data"
+    line = json.loads((run / "results.jsonl").read_text())
+    expected, table = evaluate_folder(run, data / "test")
+    assert expected == pytest.approx(line["metrics"], abs=1e-6)
+    for number, name in enumerate(sorted(path.name for path in (data / "test").iterdir())):
+        shutil.copytree(data / "test" / name, tmp_path / "numbered" / str(number))
+    assert evaluate_folder(run, tmp_path / "numbered") == (expected, table)
+    shutil.rmtree(tmp_path / "numbered" / "0")
+    fewer, _ = evaluate_folder(run, tmp_path / "numbered")
+    assert fewer["balanced_accuracy"] == pytest.approx(sum(row["accuracy"] for row in table[1:]) / (len(table) - 1))
+    assert main(["test", str(run), "--images", str(data / "test")]) == 0
+    assert f"{100 * expected['accuracy']:.1f}" in capsys.readouterr().out
+
+
+def test_other_images_of_other_classes_are_a_sentence(trained_on_images, tmp_path, capsys):
+    run = str(trained_on_images / "run")
+    (tmp_path / "zebra").mkdir()
+    assert main(["test", run, "--images", str(tmp_path)]) == 2
+    said = "names of the run's 4 classes .* or their numbers from 0, but there is 'zebra'"
+    assert re.search(said, " ".join(capsys.readouterr().err.split()))
+    (tmp_path / "zebra").rename(tmp_path / "owl")
+    assert main(["test", run, "--images", str(tmp_path)]) == 2
+    assert "no image in the class folders" in " ".join(capsys.readouterr().err.split())
+    assert main(["test", run, "--images", str(tmp_path / "nowhere")]) == 2
+    assert "There is no folder" in capsys.readouterr().err
 
 
 def test_predict_keeps_the_order_of_its_inputs(trained_on_images, tmp_path):

@@ -1,23 +1,25 @@
-"""Predict with a trained run: images in, names and probabilities out."""
+"""Predict with a trained run: images in, names and probabilities out, or metrics where folders name the classes."""
 
 import csv
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import torch
 
-from setwise.data import IMAGE_EXTENSIONS, Split, make_loader
+from setwise.data import IMAGE_EXTENSIONS, Loader, Split, make_loader
+from setwise.data.folders import ClassFolders, scan
 from setwise.data.images import ImageFiles, StackedImages, decode
+from setwise.data.problems import shorten
 from setwise.data.transforms import to_grey
-from setwise.errors import InvalidInput, MissingFile, RunError
+from setwise.errors import DataError, InvalidInput, MissingFile, RunError
 from setwise.metrics import adjust
 from setwise.run import load_run
-from setwise.scoring import Model, scores_of
+from setwise.scoring import Model, class_table, scores_of
 
-__all__ = ["Prediction", "find_images", "predict", "write_csv"]
+__all__ = ["Prediction", "evaluate_folder", "find_images", "predict", "write_csv"]
 
 
 @dataclass(frozen=True)
@@ -76,19 +78,7 @@ def predict(
     if adjusted and task.multi_label:
         raise InvalidInput("--adjusted corrects class bias where one class excludes another; here it does not.")
     paths = find_images(inputs)
-    split = _as_split(paths, model)
-    loader = make_loader(
-        split,
-        batch_size=batch_size,
-        transform="none",
-        mean=model.mean,
-        std=model.std,
-        seed=recipe.seed,
-        train=False,
-        num_classes=len(model.class_names),
-        way_out="Repair it or leave it out.",
-    )
-    scores = scores_of(task, loader)["scores"]
+    scores = scores_of(task, _loader(_as_split(paths, model), model, seed=recipe.seed, batch_size=batch_size))["scores"]
     if adjusted:
         scores = adjust(scores, task.counts, model.tau)
     probabilities = scores.sigmoid() if task.multi_label else scores.softmax(1)
@@ -97,6 +87,59 @@ def predict(
         Prediction(str(path), tuple(model.class_names[k] for k in classes), tuple(values))
         for path, values, classes in zip(paths, best.values.tolist(), best.indices.tolist(), strict=True)
     ]
+
+
+def evaluate_folder(
+    run: str | Path, folder: Path, *, batch_size: int = 64
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """Evaluate the plain model of a run on other images than its data set's: ``folder/<class>/``.
+
+    Folders have the names of the run's classes, or their numbers in its order, 0 .. K - 1, as those of ImageNet-V2.
+    Classes without a folder are left out of the means.
+
+    Args:
+        run: run folder.
+        folder: of class folders.
+        batch_size: images at a time.
+
+    Returns:
+        As :func:`setwise.run.evaluate`: the metrics, and the table of classes.
+
+    Raises:
+        MissingFile: if there is no such folder.
+        DataError: if it holds no class folders, other classes or no image, or images cannot be read.
+        InvalidInput: if the run has several labels an image, or no classifier.
+    """
+    recipe, task, model = load_run(run)
+    if task.multi_label:
+        raise InvalidInput(f"A class folder says one label an image, but {run} was trained on several.")
+    if not folder.is_dir():
+        raise MissingFile(f"There is no folder {folder}.")
+    folders, _ = scan(folder)
+    label = _labels(folders, model.class_names, folder)
+    paths = [path for name in folders for path in folders[name]]
+    if not paths:
+        raise DataError(f"There is no image in the class folders of {folder}.")
+    target = torch.tensor([label[name] for name in folders for _ in folders[name]])
+    split = replace(_as_split(paths, model), target=target)
+    scores = scores_of(task, _loader(split, model, seed=recipe.seed, batch_size=batch_size))
+    metrics = task.metrics(scores["scores"], scores["target"], tau=model.tau) | task.further_metrics(scores)
+    return metrics, class_table(task, model.class_names, scores, model.tau)
+
+
+def _labels(folders: ClassFolders, class_names: Sequence[str], place: Path) -> dict[str, int]:
+    """Label of each folder, by its name or its number."""
+    known = {name: k for k, name in enumerate(class_names)}
+    if all(name in known for name in folders):
+        return {name: known[name] for name in folders}
+    numbers = {str(k): k for k in range(len(class_names))}
+    if all(name in numbers for name in folders):
+        return {name: numbers[name] for name in folders}
+    strange = [repr(name) for name in folders if name not in known]
+    raise DataError(
+        f"The class folders of {place} must have the names of the run's {len(class_names)} classes "
+        f"({', '.join(class_names[:3])} ...) or their numbers from 0, but there is {shorten(strange, separator=', ')}."
+    )
 
 
 def write_csv(predictions: Sequence[Prediction], path: Path | None) -> None:
@@ -132,6 +175,20 @@ def _interleave(prediction: Prediction) -> Iterator[object]:
     for name, probability in zip(prediction.classes, prediction.probabilities, strict=True):
         yield name
         yield f"{probability:.6f}"
+
+
+def _loader(split: Split, model: Model, *, seed: int, batch_size: int) -> Loader:
+    return make_loader(
+        split,
+        batch_size=batch_size,
+        transform="none",
+        mean=model.mean,
+        std=model.std,
+        seed=seed,
+        train=False,
+        num_classes=len(model.class_names),
+        way_out="Repair it or leave it out.",
+    )
 
 
 def _as_split(paths: Sequence[Path], model: Model) -> Split:

@@ -173,6 +173,9 @@ class _Test:
 
     part: Literal["test", "val"] = "test"
     """Which part of the data."""
+    images: Path | None = None
+    """Other images instead: a folder of class folders, named as the run's classes or numbered in their order
+    (ImageNet-V2)."""
 
 
 def test_(args: Sequence[str]) -> None:
@@ -185,6 +188,11 @@ def test_(args: Sequence[str]) -> None:
     from setwise.report import run_table
     from setwise.run import evaluate
 
+    if options.images is not None:
+        from setwise.inference import evaluate_folder
+
+        Console().print(run_table(*evaluate_folder(name, options.images)))
+        return
     Console().print(run_table(*evaluate(name, part=options.part, recipe=recipe)))
 
 
