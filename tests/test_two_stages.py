@@ -79,6 +79,37 @@ def test_two_stages_run_through_the_command_line(first, tmp_path, by_hand):
     assert RunFolder(tmp_path / "second" / "before").complete is not by_hand
 
 
+META = {"data.sampler": "meta", "data.batch_size": 96, "data.meta_rate": 5.0}
+
+
+@pytest.mark.parametrize("variant", ["related", "plain"])
+def test_a_learned_sampler_changes_its_rates_and_the_head_and_not_the_backbone(first, tmp_path, variant):
+    recipe = after(first).override(META).as_variant(variant)
+    fit(recipe, tmp_path / "second")
+    before, now = load_file(first.weights), load_file(RunFolder(tmp_path / "second").weights)
+    assert all(torch.equal(value, now[name]) for name, value in before.items() if name.startswith("backbone."))
+    rates = now["sampler.log_rates"].softmax(0)
+    start = 0.9 * torch.tensor(load_run(first.path)[2].counts).double().log()
+    assert not torch.allclose(rates, start.softmax(0).float(), atol=1e-4)
+    broken = broken_off(recipe, tmp_path / "broken")
+    fit(recipe, broken.path, resume=True)
+    assert same_weights(tmp_path / "second", broken.path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"backbone.frozen": False}, "beside a classifier on a frozen backbone"),
+        ({"data.mixup": 0.5}, "without mixup"),
+        ({"data.meta_pool": 1}, "must be at least 2"),
+        ({"data.sampler": "shuffle"}, r"are of --data\.sampler meta"),
+    ],
+)
+def test_a_learned_sampler_that_cannot_work_is_a_sentence(first, tmp_path, changes, message):
+    with pytest.raises(InvalidInput, match=message):
+        fit(after(first).override(META | changes), tmp_path / "run")
+
+
 @pytest.mark.parametrize("ema", [None, 0.5])
 def test_no_class_weight_is_longer_than_the_longest(first, tmp_path, ema):
     fit(after(first, head__max_norm=0.2, trainer__ema=ema), tmp_path / "short")

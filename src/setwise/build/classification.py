@@ -23,13 +23,13 @@ from setwise.nn import BatchFormer, ExpertBatchFormer, MomentumContrast
 from setwise.nn.attend import fix_query_and_key, make_uniform
 from setwise.recipes import Recipe, schema
 from setwise.recipes.stages import stage_before
-from setwise.tasks import Classification, Distilled, Routing
+from setwise.tasks import Classification, Distilled, MetaSampled, Routing
 
 __all__ = ["build_data", "build_loader", "build_task", "check_start"]
 
 PARTS = ("train", "val", "test")
 OF_FIXED_CLASSES = ("linear", "cosine", "lws", "routed", "per-class")
-OF_BATCHES = ("batch_size", "micro_batch", "mixup", "cutmix", "sampler")
+OF_BATCHES = ("batch_size", "micro_batch", "mixup", "cutmix", "sampler", "meta_pool", "meta_rate")
 SERVED_BY_THE_LOADER = ("name", "augment", "views", "num_workers", "on_error", *OF_BATCHES)
 
 
@@ -75,7 +75,7 @@ def build_loader(recipe: Recipe, splits: Splits, part: str, *, mixed: bool = Fal
         num_workers=data.num_workers,
         mixup=data.mixup,
         cutmix=data.cutmix,
-        sampler=data.sampler,
+        sampler="class-aware" if data.sampler == "meta" else data.sampler,
         epochs=recipe.trainer.epochs,
         num_classes=len(splits.class_names),
         # Predictions that depend on the batch must not have one that is all of one class.
@@ -121,6 +121,8 @@ def build_task(
         head.start_from(recipe.backbone.weights)
     groups = by_rank if recipe.groups.by == "rank" else by_count
     kind: Callable[..., Classification] = Routing if routed else Classification
+    if recipe.data.sampler == "meta":
+        kind = partial(MetaSampled, pool=recipe.data.meta_pool, rate=recipe.data.meta_rate)
     if teacher is not None:
         kind = partial(Distilled, teacher=teacher, temperature=recipe.criterion.teacher_temperature)
     return kind(
@@ -193,6 +195,7 @@ def _check(recipe: Recipe) -> None:
             "add --relation.name none."
         )
     _check_contrast(recipe)
+    _check_meta(recipe)
     if recipe.head.max_norm is not None and not (recipe.head.name == "linear" and recipe.head.max_norm > 0):
         raise InvalidInput(
             f"`head.max_norm` ({recipe.head.max_norm:g}) is the longest class weight of --head.name linear, above 0, "
@@ -214,6 +217,27 @@ def _loss_weights(recipe: Recipe) -> dict[str, float]:
     if part.official_small_related:  # 1.01 plain + 0.01 related
         return {"related_weight": 0.01 / 1.01, "loss_factor": 1.02}
     return {"related_weight": part.related_weight, "loss_factor": 3.0 if part.official_triple_loss else 1.0}
+
+
+def _check_meta(recipe: Recipe) -> None:
+    data, default = recipe.data, schema.Data()
+    if data.sampler != "meta":
+        if (data.meta_pool, data.meta_rate) != (default.meta_pool, default.meta_rate):
+            raise InvalidInput(
+                "`data.meta_pool` and `data.meta_rate` are of --data.sampler meta; add it or leave them."
+            )
+        return
+    simple = recipe.head.name in ("linear", "cosine") and not (data.mixup or data.cutmix or recipe.criterion.teacher)
+    if not (recipe.backbone.frozen and simple):
+        raise InvalidInput(
+            "--data.sampler meta learns class rates beside a classifier on a frozen backbone: add --backbone.frozen, "
+            "with --head.name linear or cosine, and without mixup, cutmix or a teacher."
+        )
+    if data.meta_pool < 2 or data.batch_size < data.meta_pool or data.meta_rate < 0:
+        raise InvalidInput(
+            f"`data.meta_pool` ({data.meta_pool}) must be at least 2 and at most the batch size ({data.batch_size}), "
+            f"and `data.meta_rate` ({data.meta_rate:g}) 0 or more."
+        )
 
 
 def _check_contrast(recipe: Recipe) -> None:

@@ -8,6 +8,7 @@ from setwise.nn.batchformer import BatchFormer, BatchFormerV2
 from setwise.nn.cross_transformer import CrossTransformer
 from setwise.nn.experts import ExpertBatchFormer
 from setwise.nn.insertion import attention_pooling, insert, remove
+from setwise.nn.meta_sampler import MetaSampler
 from setwise.nn.micro_batch import in_micro_batches
 from setwise.nn.momentum import Compared, KeyQueue, MomentumContrast, follow
 from setwise.nn.pool_maps import PoolMaps, pool_maps
@@ -21,6 +22,7 @@ __all__ = [
     "CrossTransformer",
     "ExpertBatchFormer",
     "KeyQueue",
+    "MetaSampler",
     "MomentumContrast",
     "PerClassLinear",
     "PoolMaps",

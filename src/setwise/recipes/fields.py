@@ -52,9 +52,15 @@ class Data:
     """Alpha of mixup's Beta distribution; 0 switches it off. DeiT: 0.8."""
     cutmix: float = 0.0
     """Alpha of CutMix's Beta distribution; 0 switches it off. DeiT: 1."""
-    sampler: Literal["shuffle", "class-balanced", "square-root", "class-aware", "progressive"] = "shuffle"
+    sampler: Literal["shuffle", "class-balanced", "square-root", "class-aware", "progressive", "meta"] = "shuffle"
     """Which images a training epoch shows: each once; by classes alike, or by the roots of their sizes; four of every
-    class in turn; or from as they occur to all classes alike over the epochs."""
+    class in turn; from as they occur to all classes alike over the epochs; or by rates that are learned (meta), on a
+    frozen backbone."""
+    meta_pool: int = 4
+    """meta: images of a batch (of all classes alike) over those that a step learns from, which are drawn from half of
+    them; the rates are judged on the other half."""
+    meta_rate: float = 1e-3
+    """meta: learning rate of the class rates. Official code: 1e-3."""
     on_error: Literal["raise", "skip"] = "raise"
     """A corrupt or missing image ends the run with its name, or is skipped and counted."""
     cache: Literal["auto", "memory", "files"] = "auto"

@@ -177,6 +177,22 @@ CIFAR100_LWS = CIFAR100_CRT.override(
     }
 )
 
+# Balanced Meta-Softmax's second stage on CIFAR: as the others above, with class rates that are learned. A step learns
+# from 512 images, drawn from half of 2,048; an epoch is 4 steps, so 500 of them are the 2,000.
+CIFAR100_META = CIFAR100_CRT.override(
+    {
+        "name": "cifar100-lt-balms",
+        "summary": "CIFAR-100-LT in two stages: Balanced Softmax, then a classifier with a learned sampler (BALMS)",
+        "before": Before(recipe="cifar100-lt-balanced-softmax"),
+        "data.sampler": "meta",
+        "data.batch_size": 2048,
+        "trainer.epochs": 500,
+        "trainer.val_every": 50,
+        "criterion": Criterion(name="balanced-softmax"),
+        "paper": f"{BATCHFORMER}; {BALANCED_SOFTMAX}",
+    }
+)
+
 IMAGE_FOLDER = Recipe(
     name="image-folder",
     summary="your own images: root/train/<class>/, root/val/<class>/, or one folder of class folders",
@@ -219,6 +235,7 @@ LONG_TAILED = (
     CIFAR100_LDAM,
     CIFAR100_CRT,
     CIFAR100_LWS,
+    CIFAR100_META,
     CIFAR100_SHORT,
     CIFAR100_BALANCED_SHORT,
     CIFAR10,

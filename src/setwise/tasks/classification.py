@@ -147,9 +147,13 @@ class Classification(L.LightningModule):
                 z = z[len(batch.image) :]
         logits = self.head(z)  # [S*B, K]
         losses = self._losses(logits, batch, compared)
-        plain, related = streams.split(losses, like=batch.target)
         scores = logits.detach() if logits.dim() == 2 else logits.detach().mean(1)  # several experts predict together
         self._keep_curves(scores, losses.detach(), batch.target)
+        return self._mean(losses, batch.target)
+
+    def _mean(self, losses: Tensor, target: Tensor) -> Tensor:
+        """Mean over both streams, by their weights."""
+        plain, related = streams.split(losses, like=target)
         if related is None:
             return plain.mean()
         mean = (plain.mean() + self.related_weight * related.mean()) / (1 + self.related_weight)

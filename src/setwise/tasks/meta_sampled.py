@@ -1,0 +1,70 @@
+"""Re-train a classifier on draws whose class rates are learned beside it."""
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from setwise import seeds
+from setwise.data import Batch, BatchOfViews
+from setwise.nn import MetaSampler, streams
+from setwise.nn.meta_sampler import meta_gradient
+from setwise.tasks.classification import Classification
+
+__all__ = ["MetaSampled"]
+
+
+class MetaSampled(Classification):
+    """The second stage of Balanced Meta-Softmax: a classifier on a frozen backbone, with a learned sampler.
+
+    A batch holds ``pool`` times as many images as a step learns from, of all classes alike. From one half of it the
+    step's images are drawn by the learned rates; the other half is the balanced set on which the rates are judged. The
+    source draws from the whole training set instead. With a relation both streams of the draws are the loss, here and
+    in the step that the rates look ahead by; the balanced half is classified as at test, without a relation. Of that
+    the source says nothing.
+
+    Args:
+        parts: of :class:`Classification`.
+        pool: images of a batch over draws of a step, at least 2.
+        rate: learning rate of the class rates. Official code: 1e-3.
+        options: of :class:`Classification`, ``frozen`` among them.
+
+    Source: Ren et al., Balanced Meta-Softmax, NeurIPS 2020, arXiv:2007.10740, section 3.3.
+    """
+
+    def __init__(self, *parts: Any, pool: int, rate: float = 1e-3, **options: Any) -> None:
+        super().__init__(*parts, **options)
+        self.pool, self.rate = pool, rate
+        self.sampler = MetaSampler(self.counts)
+
+    def training_step(self, batch: Batch | BatchOfViews, batch_idx: int) -> Tensor:
+        """Draw, learn from the draws, and see to the rates."""
+        with torch.no_grad():
+            z = self.backbone(batch.image)
+        size, half = max(1, len(z) // self.pool), len(z) // 2
+        from_, target = z[:half], batch.target[:half]
+        random = seeds.generator(self.seed, "meta", self.current_epoch, batch_idx, self.global_rank)
+        looking = self.sampler(target, size, random)
+        rows, of_rows = self._rows(from_[looking.place], target[looking.place], batch_idx)
+        gradient = meta_gradient(
+            looking,
+            self.head,
+            partial(self.criterion, target=of_rows),
+            rows,
+            lr=self.trainer.optimizers[0].param_groups[0]["lr"],
+            balanced=(z[half:], batch.target[half:]),
+        )
+        self.sampler.descend(gradient, lr=self.rate)
+        drawn = self.sampler(target, size, random)  # by the new rates
+        chosen = target[drawn.place]
+        rows, of_rows = self._rows(from_[drawn.place], chosen, batch_idx)
+        logits = self.head(rows)
+        losses = self.criterion(logits, of_rows)
+        self._keep_curves(logits.detach(), losses.detach(), chosen)
+        return self._mean(losses, chosen)
+
+    def _rows(self, z: Tensor, target: Tensor, batch_idx: int) -> tuple[Tensor, Tensor]:
+        if self.relation is not None:
+            z = self.relation(z, self._mask(target, batch_idx))
+        return z, streams.tile(target, like=z)
