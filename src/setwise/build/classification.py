@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from setwise.build.checks import check, check_experts
 from setwise.build.parts import Say, drawn_from, load_data, make_backbone, optimizer_factory
 from setwise.data import DATASETS, Loader, Splits, make_loader
 from setwise.data.few_shot import FEW_SHOT, classes_of_training
@@ -22,13 +23,11 @@ from setwise.models import LearnableScale, RoutedExperts, create_head, feature_d
 from setwise.nn import BatchFormer, ExpertBatchFormer, MomentumContrast
 from setwise.nn.attend import fix_query_and_key, make_uniform
 from setwise.recipes import Recipe, schema
-from setwise.recipes.stages import stage_before
 from setwise.tasks import Classification, Distilled, MetaSampled, Routing
 
-__all__ = ["build_data", "build_loader", "build_task", "check_start"]
+__all__ = ["build_data", "build_loader", "build_task"]
 
 PARTS = ("train", "val", "test")
-OF_FIXED_CLASSES = ("linear", "cosine", "lws", "routed", "per-class")
 OF_BATCHES = ("batch_size", "micro_batch", "mixup", "cutmix", "sampler", "meta_pool", "meta_rate")
 SERVED_BY_THE_LOADER = ("name", "augment", "views", "num_workers", "on_error", *OF_BATCHES)
 
@@ -107,12 +106,12 @@ def build_task(
         teacher: images -> scores, which are to be matched beside the labels.
         say: told which of one's own weights did not load.
     """
-    _check(recipe)
+    check(recipe)
     size = {"in_chans": in_chans, "image_size": image_size}
     backbone = make_backbone(recipe, num_classes=len(class_names), say=say, **size)
     dim = feature_dim(backbone, **size)
     num_experts = getattr(backbone, "num_experts", 1)
-    _check_experts(recipe, num_experts)
+    check_experts(recipe, num_experts)
     with drawn_from(recipe.seed, "head"):
         options: dict[str, Any] = {"scale": recipe.head.scale, "top_k": recipe.head.top_k, "num_experts": num_experts}
         head = create_head(recipe.head.name, dim, len(class_names), **options)
@@ -146,65 +145,6 @@ def build_task(
     )
 
 
-def _check(recipe: Recipe) -> None:
-    """Refuse what would run, and be something else than it looks like."""
-    data, relation = recipe.data, recipe.relation
-    at_least = {"trainer.epochs": 1, "trainer.val_every": 1, "trainer.checkpoint_every": 1, "trainer.patience": 1}
-    at_least |= {"trainer.max_steps": 1, "trainer.devices": 1, "trainer.num_nodes": 1, "num_seeds": 1}
-    at_least |= {"relation.related_weight": 0, "relation.memory": 0, "relation.num_inducing": 1}
-    at_least |= {"data.batch_size": 1, "data.micro_batch": 1}
-    for path, smallest in at_least.items():
-        group, _, name = path.rpartition(".")
-        value = getattr(getattr(recipe, group) if group else recipe, name)
-        if value is not None and value < smallest:
-            raise InvalidInput(f"`{path}` must be at least {smallest}, but it is {value}.")
-    if recipe.task != "classification":
-        raise InvalidInput(f"{recipe.name} is a {recipe.task} recipe, which has no classifier of fixed classes.")
-    if recipe.episodes != schema.Episodes() or recipe.head.name not in OF_FIXED_CLASSES:
-        raise InvalidInput(
-            f"`episodes` and --head.name {recipe.head.name} are of few-shot recipes; {recipe.name} classifies fixed "
-            f"classes (--head.name {', '.join(OF_FIXED_CLASSES)})."
-        )
-    if data.multi_label and recipe.criterion.name != "binary-cross-entropy":  # the others take rows of ones and zeros
-        raise InvalidInput(
-            f"Images with several labels (data.multi_label) need --criterion.name binary-cross-entropy and --primary "
-            f"mean_average_precision, but the criterion is {recipe.criterion.name}."
-        )
-    if relation.relate_at_test and relation.attend in ("same-class", "other-class", "shuffled"):
-        raise InvalidInput(
-            f"`relation.attend` {relation.attend} chooses neighbours by their labels, which a test has not: it cannot "
-            "go with relation.relate_at_test."
-        )
-    if relation.memory and relation.attend not in ("all", "uniform"):
-        raise InvalidInput(
-            f"`relation.attend` {relation.attend} says who of the batch attends to whom, which nothing says of a "
-            "memory: leave out relation.memory."
-        )
-    if recipe.trainer.select != "last" and recipe.trainer.epochs < recipe.trainer.val_every:
-        raise InvalidInput(
-            f"`trainer.select` {recipe.trainer.select} needs validation, but there is none in {recipe.trainer.epochs} "
-            f"epochs with --trainer.val-every {recipe.trainer.val_every}."
-        )
-    if recipe.trainer.select_on == "test" and recipe.trainer.select == "last":
-        raise InvalidInput(
-            "`trainer.select_on` test chooses among weights, but the last are kept: add --trainer.select best."
-        )
-    if recipe.head.name == "per-class" and relation.name != "none":
-        raise InvalidInput(
-            f"--head.name per-class has a feature for each class and image, and {relation.name} relates one an image: "
-            "add --relation.name none."
-        )
-    _check_contrast(recipe)
-    _check_meta(recipe)
-    if recipe.head.max_norm is not None and not (recipe.head.name == "linear" and recipe.head.max_norm > 0):
-        raise InvalidInput(
-            f"`head.max_norm` ({recipe.head.max_norm:g}) is the longest class weight of --head.name linear, above 0, "
-            f"but the head is {recipe.head.name}."
-        )
-    if recipe.head.name not in ("cosine", "routed") and recipe.head.scale != schema.Head().scale:
-        raise InvalidInput(f"`head.scale` ({recipe.head.scale}) is the cosine head's: add --head.name cosine.")
-
-
 def _loss_weights(recipe: Recipe) -> dict[str, float]:
     """Weight of the related stream, and how often the loss counts."""
     part = recipe.relation
@@ -217,88 +157,6 @@ def _loss_weights(recipe: Recipe) -> dict[str, float]:
     if part.official_small_related:  # 1.01 plain + 0.01 related
         return {"related_weight": 0.01 / 1.01, "loss_factor": 1.02}
     return {"related_weight": part.related_weight, "loss_factor": 3.0 if part.official_triple_loss else 1.0}
-
-
-def _check_meta(recipe: Recipe) -> None:
-    data, default = recipe.data, schema.Data()
-    if data.sampler != "meta":
-        if (data.meta_pool, data.meta_rate) != (default.meta_pool, default.meta_rate):
-            raise InvalidInput(
-                "`data.meta_pool` and `data.meta_rate` are of --data.sampler meta; add it or leave them."
-            )
-        return
-    simple = recipe.head.name in ("linear", "cosine") and not (data.mixup or data.cutmix or recipe.criterion.teacher)
-    if not (recipe.backbone.frozen and simple):
-        raise InvalidInput(
-            "--data.sampler meta learns class rates beside a classifier on a frozen backbone: add --backbone.frozen, "
-            "with --head.name linear or cosine, and without mixup, cutmix or a teacher."
-        )
-    if data.meta_pool < 2 or data.batch_size < data.meta_pool or data.meta_rate < 0:
-        raise InvalidInput(
-            f"`data.meta_pool` ({data.meta_pool}) must be at least 2 and at most the batch size ({data.batch_size}), "
-            f"and `data.meta_rate` ({data.meta_rate:g}) 0 or more."
-        )
-
-
-def _check_contrast(recipe: Recipe) -> None:
-    data, paco = recipe.data, recipe.criterion.name == "paco"
-    if not paco and (data.views or recipe.contrast != schema.Contrast()):
-        raise InvalidInput(
-            f"`data.views` and `contrast` are of --criterion.name paco, which compares views; {recipe.criterion.name} "
-            "does not."
-        )
-    if paco and (len(data.views) != 1 or data.mixup or data.cutmix):
-        raise InvalidInput(
-            f"--criterion.name paco takes its keys from one further view of each image, unmixed: --data.views simclr "
-            f"--data.mixup 0 --data.cutmix 0, but `data.views` are {list(data.views)}, mixup {data.mixup:g}, cutmix "
-            f"{data.cutmix:g}."
-        )
-    if paco and (recipe.backbone.frozen or recipe.head.name not in ("linear", "cosine")):
-        raise InvalidInput(
-            f"--criterion.name paco trains the backbone, and takes --head.name linear or cosine, not "
-            f"{recipe.head.name}{' on a frozen one' * recipe.backbone.frozen}."
-        )
-
-
-def check_start(recipe: Recipe) -> None:
-    """Refuse to begin a second stage without a first; a run that is over has its weights from elsewhere.
-
-    Raises:
-        InvalidInput: if a backbone (or most of it) is to be frozen at random weights, or there is no classifier to
-            scale.
-    """
-    if stage_before(recipe) is not None:  # whose weights are there when it is over
-        return
-    part = recipe.backbone
-    which = "frozen" if part.frozen else "trained"
-    if (part.frozen or part.trained) and not (part.weights or part.pretrained):
-        raise InvalidInput(
-            f"`backbone.{which}` would keep random weights: name those of a first stage, --backbone.weights "
-            "runs/FIRST/weights.safetensors, or take timm's with --backbone.pretrained."
-        )
-    does = {"lws": "scales the classifier", "routed": "asks the experts"}.get(recipe.head.name)
-    if does and not (part.frozen and part.weights):
-        raise InvalidInput(
-            f"--head.name {recipe.head.name} {does} of a first stage, whose features must not change: add "
-            "--backbone.frozen and --backbone.weights runs/FIRST/weights.safetensors."
-        )
-
-
-def _check_experts(recipe: Recipe, num_experts: int) -> None:
-    routed = recipe.head.name == "routed"
-    if routed != (recipe.criterion.name == "expert-assignment") or (routed and recipe.criterion.teacher):
-        raise InvalidInput(
-            "--head.name routed and --criterion.name expert-assignment go together, without a teacher, but they are "
-            f"{recipe.head.name} and {recipe.criterion.name}."
-        )
-    if (num_experts > 1) != (recipe.criterion.name in ("ride", "expert-assignment")):
-        raise InvalidInput(
-            "--criterion.name ride and a backbone of several experts (ride_resnet32) go together, but the criterion is "
-            f"{recipe.criterion.name} and {recipe.backbone.name} has {num_experts}."
-        )
-    if num_experts > 1 and (recipe.head.name not in ("linear", "cosine", "routed") or recipe.head.max_norm):
-        limited = " with head.max_norm" * bool(recipe.head.max_norm)
-        raise InvalidInput(f"Experts take --head.name linear, cosine or routed, not {recipe.head.name}{limited}.")
 
 
 def _relation(recipe: Recipe, dim: int, num_experts: int) -> BatchFormer | None:
