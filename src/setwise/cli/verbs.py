@@ -135,6 +135,8 @@ def train_(args: Sequence[str]) -> None:
     Console().print(run_table(line["metrics"], read_classes(folder)))
     if warning := selection_warning(recipe):
         print(warning)
+    if (before := RunFolder(folder).before).is_dir():
+        print(f"before  {before}")
     print(f"run     {folder}\nreport  {write_run_report(folder)}")
 
 

@@ -23,7 +23,7 @@ FIELDS = {
         "cache",
         "num_workers",
     ),
-    "trainer": ("max_steps", "precision", "accelerator", "devices", "num_nodes", "logger"),
+    "trainer": ("max_steps", "on_nan", "precision", "accelerator", "devices", "num_nodes", "logger"),
 }
 """What they have in common of other groups: the images and the machine."""
 OF_A_STAGE = ("data", "head", "criterion", "contrast", "optimizer", "trainer")
