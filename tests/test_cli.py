@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from setwise.cli import VERBS, main
 from setwise.inference import evaluate_folder
-from setwise.recipes import RECIPES
+from setwise.recipes import RECIPES, yaml_file
 
 TINY = ["--trainer.epochs", "1", "--trainer.logger", "csv", "--backbone.options.width", "4"]
 
@@ -185,6 +185,21 @@ def test_other_images_are_tested_by_the_names_or_numbers_of_their_folders(traine
     assert f"{100 * expected['accuracy']:.1f}" in capsys.readouterr().out
 
 
+def test_a_relation_at_test_does_not_see_other_images_class_by_class(trained_on_images, monkeypatch):
+    from setwise import inference
+
+    seen = []
+    whole = inference.make_loader
+    monkeypatch.setattr(
+        inference, "make_loader", lambda *args, **options: seen.append(options) or whole(*args, **options)
+    )
+    recipe = yaml_file.read(trained_on_images / "run" / "recipe.yaml")
+    for relate in (False, True):
+        told = recipe.override({"relation.relate_at_test": relate, "data.batch_size": 5})
+        evaluate_folder(trained_on_images / "run", trained_on_images / "data" / "test", recipe=told)
+    assert [(options["mixed"], options["batch_size"]) for options in seen] == [(False, 5), (True, 5)]
+
+
 def test_other_images_of_other_classes_are_a_sentence(trained_on_images, tmp_path, capsys):
     run = str(trained_on_images / "run")
     (tmp_path / "zebra").mkdir()
@@ -196,6 +211,8 @@ def test_other_images_of_other_classes_are_a_sentence(trained_on_images, tmp_pat
     assert "no image in the class folders" in " ".join(capsys.readouterr().err.split())
     assert main(["test", run, "--images", str(tmp_path / "nowhere")]) == 2
     assert "There is no folder" in capsys.readouterr().err
+    assert main(["test", run, "--images", str(tmp_path), "--part", "val"]) == 2
+    assert "leave out --part val" in " ".join(capsys.readouterr().err.split())
 
 
 def test_predict_keeps_the_order_of_its_inputs(trained_on_images, tmp_path):

@@ -1,14 +1,22 @@
 """``setwise data imagenet-lt`` and its like: what it says, what it checks, and the lists that it makes."""
 
 import json
-from dataclasses import replace
+import shlex
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import fakes
 import pytest
 
 from setwise.cli import main
+from setwise.cli.options import parse_with_recipe
 from setwise.data.known_sets import KNOWN_SETS
+from setwise.recipes import RECIPES
+
+
+@dataclass
+class _Own:
+    """Train."""
 
 
 @pytest.fixture
@@ -47,7 +55,7 @@ def test_what_is_as_published_is_counted_and_the_command_that_trains_it_named(sm
     assert "train" in said
     assert "21 21 2 to 9 21" in said
     assert "imbalance of train: 4.5 (largest over smallest class); classes: 0 many, 0 medium, 4 few" in said
-    assert f"all as published; to train: setwise train image-list --data.root {small}" in said
+    assert f"lists and images are as published; to train: setwise train image-list --data.root {small}" in said
     assert f"--data.val-list {small / 'ImageNet_LT_val.txt'}" in said
     assert main(["data", "imagenet-lt", "--lists", str(small)]) == 0  # lists alone
     assert "21 21 2 to 9 -" in " ".join(capsys.readouterr().out.split())
@@ -74,6 +82,7 @@ def test_another_root_is_told_from_a_few_missing_images(small, capsys):
     [
         ("train", "train/bee/0000.png 4", "line 22 has label 4, but the 4 classes are 0 to 3"),
         ("val", "val/bee/0100.png 99999999999999999999", "line 9 has label 99999999999999999999, but"),
+        ("train", "train/bee/0000.png 0", "images, but the published list 21"),
         ("train", "train/bee", "lines of ImageNet_LT_train.txt that cannot be read: 1 ("),
         ("train", "train/bee/0000.png 0", "images that stand twice in train: 1 (train/bee/0000.png)"),
         ("test", "train/bee/0000.png 0", "images that stand in train and test: 1 (train/bee/0000.png)"),
@@ -147,8 +156,12 @@ def test_lists_are_made_of_annotations_checked_and_never_overwritten(inaturalist
     assert main([*inaturalist, "--lists", "lists"]) == 0
     said = capsys.readouterr().out
     assert "written lists/iNaturalist18_train.txt: 6 lines of train2018.json" in said
-    assert "all as published" in said
+    assert "lists and images are as published; to train: " in said
     assert "--data.test-list None" in said
+    name, *words = shlex.split(said.split("to train: setwise train ")[1])
+    _, recipe = parse_with_recipe("train", name, _Own, RECIPES[name], words)
+    assert (recipe.data.root, recipe.data.train_list) == (".", "lists/iNaturalist18_train.txt")
+    assert recipe.data.test_list is None
     train = tmp_path / "lists" / "iNaturalist18_train.txt"
     assert train.read_text().splitlines()[0] == "train_val2018/Aves/0/0.jpg 0"
     (tmp_path / "lists" / "iNaturalist18_val.txt").unlink()
@@ -166,7 +179,30 @@ def test_damaged_annotations_leave_no_list(inaturalist, tmp_path, capsys):
     assert not (tmp_path / "lists").exists()
 
 
-def test_the_made_lists_are_trained_on(inaturalist, tmp_path, capsys):
+def test_annotations_of_another_set_are_said_before_a_list_is_written(inaturalist, tmp_path, capsys):
+    inaturalist[inaturalist.index("train2018.json")] = "val2018.json"
+    assert main([*inaturalist, "--lists", "lists"]) == 2
+    assert "val2018.json has 3 images, but the published train2018.json has 6" in capsys.readouterr().err
+    assert not (tmp_path / "lists").exists()
+
+
+def test_other_sizes_of_classes_are_said_where_their_sum_is_right(small, capsys):
+    file = small / "ImageNet_LT_train.txt"
+    lines = file.read_text().splitlines()
+    place = next(number for number, line in enumerate(lines) if line.endswith(" 0"))
+    lines[place] = lines[place][:-1] + "3"
+    file.write_text("\n".join(lines) + "\n")
+    assert main(["data", "imagenet-lt", "--lists", str(small)]) == 2
+    assert "classes of ImageNet_LT_train.txt have" in capsys.readouterr().err
+
+
+def test_an_archive_is_told_by_its_first_bytes(inaturalist, tmp_path, capsys):
+    (tmp_path / "val2018.json").write_bytes(b"\x1f\x8b" + b"0" * 50)
+    assert main(inaturalist) == 2
+    assert "is an archive: extract it" in capsys.readouterr().err
+
+
+def test_the_made_lists_are_loaded(inaturalist, tmp_path, capsys):
     from setwise.data import DATASETS
 
     assert main(inaturalist) == 0

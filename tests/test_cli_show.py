@@ -150,10 +150,13 @@ def test_without_images_a_run_with_a_relation_shows_what_its_samples_do_to_each_
     assert {row["class"] for row in table} == {"bee", "cat", "dog", "owl"}
     counts = [int(row["train_images"]) for row in table]
     assert counts == sorted(counts, reverse=True)
-    assert all(float(row["gradient"]) > 0 for row in table if row["gradient"])
+    assert [float(row["gradient"]) > 0 for row in table if row["gradient"]] == [True] * 4
     again = tmp_path / "again"
     assert main(["show", str(there / "run"), "--out", str(again), "--batches", "1000"]) == 0
     assert (again / "influence.csv").read_bytes() == (out / "influence.csv").read_bytes()
+    assert main(["show", str(there / "run"), "--out", str(tmp_path / "one"), "--batches", "1"]) == 0
+    few = list(csv.DictReader((tmp_path / "one" / "influence.csv").open()))
+    assert 0 < sum(int(row["images"]) for row in few) < sum(int(row["images"]) for row in table)
     assert main(["show", str(there / "run"), "--out", str(tmp_path / "train"), "--part", "train"]) == 0
     assert "training part, augmented as in training" in (tmp_path / "train" / "influence.html").read_text()
 

@@ -7,12 +7,13 @@ import torch
 from safetensors.torch import load_file
 from surviving import broken_off, fit, same_weights
 
+from setwise.cli import main
 from setwise.errors import InvalidInput
 from setwise.losses import distillation
 from setwise.models import route
 from setwise.recipes import RECIPES
 from setwise.recipes.stages import stages
-from setwise.run import load_run
+from setwise.run import evaluate, load_run
 from setwise.run_folder import RunFolder
 from setwise.work import make_work
 
@@ -129,6 +130,12 @@ class TestRouted:
         test = quiet(ROUTED.override({"backbone.weights": str(RunFolder(folder.before).weights)})).loaders["test"]
         used = torch.cat([task.per_image(batch.image)["used"] for batch in test])
         assert line["metrics"]["experts_used"] == pytest.approx(float(used.double().mean()) / 3)
+
+    def test_a_later_evaluation_reports_it_too_and_the_stage_before_is_what_there_is_to_show(self, folder, capsys):
+        line = json.loads(folder.results.read_text())
+        assert evaluate(folder.path)[0]["experts_used"] == pytest.approx(line["metrics"]["experts_used"])
+        assert main(["show", str(folder.path)]) == 2
+        assert "has no relation: show the stage before it" in " ".join(capsys.readouterr().err.split())
 
     @pytest.mark.parametrize(
         ("changes", "message"),

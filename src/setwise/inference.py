@@ -15,7 +15,9 @@ from setwise.data.images import ImageFiles, StackedImages, decode
 from setwise.data.problems import shorten
 from setwise.data.transforms import to_grey
 from setwise.errors import DataError, InvalidInput, MissingFile, RunError
+from setwise.explained import explained
 from setwise.metrics import adjust
+from setwise.recipes import Recipe
 from setwise.run import load_run
 from setwise.scoring import Model, class_table, scores_of
 
@@ -78,7 +80,7 @@ def predict(
     if adjusted and task.multi_label:
         raise InvalidInput("--adjusted corrects class bias where one class excludes another; here it does not.")
     paths = find_images(inputs)
-    scores = scores_of(task, _loader(_as_split(paths, model), model, seed=recipe.seed, batch_size=batch_size))["scores"]
+    scores = scores_of(task, _loader(_as_split(paths, model), model, recipe, batch_size=batch_size))["scores"]
     if adjusted:
         scores = adjust(scores, task.counts, model.tau)
     probabilities = scores.sigmoid() if task.multi_label else scores.softmax(1)
@@ -90,7 +92,7 @@ def predict(
 
 
 def evaluate_folder(
-    run: str | Path, folder: Path, *, batch_size: int = 64
+    run: str | Path, folder: Path, *, recipe: Recipe | None = None
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Evaluate the plain model of a run on other images than its data set's: ``folder/<class>/``.
 
@@ -100,7 +102,7 @@ def evaluate_folder(
     Args:
         run: run folder.
         folder: of class folders.
-        batch_size: images at a time.
+        recipe: the run's recipe with fields that differ here (``data.batch_size`` ...); None: as it was trained.
 
     Returns:
         As :func:`setwise.run.evaluate`: the metrics, and the table of classes.
@@ -110,7 +112,7 @@ def evaluate_folder(
         DataError: if it holds no class folders, other classes or no image, or images cannot be read.
         InvalidInput: if the run has several labels an image, or no classifier.
     """
-    recipe, task, model = load_run(run)
+    recipe, task, model = load_run(run, recipe=recipe)
     if task.multi_label:
         raise InvalidInput(f"A class folder says one label an image, but {run} was trained on several.")
     if not folder.is_dir():
@@ -122,7 +124,10 @@ def evaluate_folder(
         raise DataError(f"There is no image in the class folders of {folder}.")
     target = torch.tensor([label[name] for name in folders for _ in folders[name]])
     split = replace(_as_split(paths, model), target=target)
-    scores = scores_of(task, _loader(split, model, seed=recipe.seed, batch_size=batch_size))
+    # Folders come class by class: predictions that depend on the batch must not have one that is all of one class.
+    mixed = recipe.relation.relate_at_test and not recipe.relation.memory
+    with explained(recipe, Path(run)):
+        scores = scores_of(task, _loader(split, model, recipe, batch_size=recipe.data.batch_size, mixed=mixed))
     metrics = task.metrics(scores["scores"], scores["target"], tau=model.tau) | task.further_metrics(scores)
     return metrics, class_table(task, model.class_names, scores, model.tau)
 
@@ -177,15 +182,16 @@ def _interleave(prediction: Prediction) -> Iterator[object]:
         yield f"{probability:.6f}"
 
 
-def _loader(split: Split, model: Model, *, seed: int, batch_size: int) -> Loader:
+def _loader(split: Split, model: Model, recipe: Recipe, *, batch_size: int, mixed: bool = False) -> Loader:
     return make_loader(
         split,
         batch_size=batch_size,
         transform="none",
         mean=model.mean,
         std=model.std,
-        seed=seed,
+        seed=recipe.seed,
         train=False,
+        mixed=mixed,
         num_classes=len(model.class_names),
         way_out="Repair it or leave it out.",
     )

@@ -195,7 +195,7 @@ def evaluate(
     with explained(recipe, Path(path)):
         scores = scores_of(task, build_loader(recipe, splits, part))
     return (
-        task.metrics(scores["scores"], scores["target"], tau=model.tau),
+        task.metrics(scores["scores"], scores["target"], tau=model.tau) | task.further_metrics(scores),
         class_table(task, model.class_names, scores, model.tau),
     )
 

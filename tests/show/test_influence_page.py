@@ -2,6 +2,7 @@
 
 import csv
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 
 from setwise.errors import RunError
 from setwise.metrics import Influence
-from setwise.show.influence import Measured, between_groups
+from setwise.show.influence import Measured, between_groups, in_order
 from setwise.show.influence_page import DRAWN, LISTED, NAMED, gradient_figure, matrix_figure, write_influence
 
 sys.path.append(str(Path(__file__).parents[1] / "report"))
@@ -40,8 +41,27 @@ def measured(number, *, attention=True, empty=False):
         part="test",
         batch_size=4,
         attend="all",
-        criterion="balanced-softmax",
+        criterion="balanced-softmax, as in training",
     )
+
+
+def test_classes_and_all_that_was_measured_of_them_are_put_in_one_order():
+    one = measured(4)
+    found = replace(
+        one.found,
+        gradient=torch.arange(4.0).double(),
+        gradient_between=torch.arange(16.0).double().view(4, 4),
+        attention=torch.arange(16.0, 32).double().view(4, 4),
+        samples=torch.arange(10, 14),
+    )
+    mixed = replace(one, found=found, counts=(3, 500, 40, 7), group=(2, 0, 1, 2), names=tuple("abcd"))
+    order = [1, 2, 3, 0]
+    now = in_order(mixed)
+    assert (now.names, now.counts, now.group) == (tuple("bcda"), (500, 40, 7, 3), (0, 1, 2, 2))
+    assert now.found.gradient.tolist() == order
+    assert now.found.samples.tolist() == [10 + k for k in order]
+    assert now.found.gradient_between.tolist() == [[4 * row + column for column in order] for row in order]
+    assert now.found.attention.tolist() == [[16 + 4 * row + column for column in order] for row in order]
 
 
 @pytest.mark.parametrize("number", [4, NAMED + 5, LISTED + 60])
@@ -50,7 +70,7 @@ def test_any_number_of_classes_is_drawn_and_listed(tmp_path, number):
     assert is_self_contained(page)
     assert sum(tag == "img" for tag, _ in page.addresses) == 3
     assert page.headings[0] == "Gradient on the other samples"
-    assert "(balanced-softmax, of its related feature, as in training)" in page.text
+    assert "The loss of one sample (balanced-softmax, as in training), of its related feature, is" in page.text
     assert f"Measured on {5 * number} images".replace("1300", "1,300") in page.text
     table = list(csv.DictReader((tmp_path / "influence.csv").open()))
     assert len(table) == number

@@ -56,7 +56,8 @@ def show_known_set(known: "KnownSet", args: Sequence[str]) -> None:
     words = ["setwise", "train", "image-list", "--data.root", options.root or "DIR"]
     for part in ("train", "val", "test"):
         words += [f"--data.{part}-list", files.get(part, "None")]
-    console.print(f"all as published; to train: {shlex.join(words)}")
+    what = "lists" if options.root is None else "lists and images"
+    console.print(f"{what} are as published; to train: {shlex.join(words)}")
 
 
 def _say(known: "KnownSet", console: Console) -> None:
@@ -80,6 +81,12 @@ def _make_lists(known: "KnownSet", made: dict[str, Path], folder: Path, console:
     if there := [str(path) for path in paths.values() if path.exists()]:
         raise RunError(f"{there[0]} exists already and is not overwritten; name another folder with --lists.")
     lines = {part: lines_of(file) for part, file in made.items()}
+    for part, file in made.items():
+        if len(lines[part]) != known.sizes[part]:
+            raise DataError(
+                f"{file} has {len(lines[part]):,} images, but the published {known.annotations[part]} has "
+                f"{known.sizes[part]:,}: nothing was written."
+            )
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -193,7 +193,9 @@ def test_(args: Sequence[str]) -> None:
     if options.images is not None:
         from setwise.inference import evaluate_folder
 
-        Console().print(run_table(*evaluate_folder(name, options.images)))
+        if options.part != "test":
+            raise InvalidInput(f"--images is a part of its own: leave out --part {options.part}.")
+        Console().print(run_table(*evaluate_folder(name, options.images, recipe=recipe)))
         return
     Console().print(run_table(*evaluate(name, part=options.part, recipe=recipe)))
 

@@ -1,5 +1,6 @@
 """Lists from annotations in COCO's format, as iNaturalist gives them out: images, and one category for each."""
 
+import contextlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -69,15 +70,22 @@ def write_list(lines: Sequence[str], path: Path) -> None:
     except FileExistsError as error:
         raise RunError(f"{path} exists already and is not overwritten; name another folder with --lists.") from error
     except OSError as error:
+        with contextlib.suppress(OSError):
+            path.unlink()  # made here, and not whole
         raise RunError(f"{path} cannot be written: {error.strerror}.") from error
 
 
 def _read(file: Path) -> Any:
     if not file.is_file():
         raise MissingFile(f"There is no file of annotations {file}.")
-    content = file.read_bytes()
-    if content.startswith(GZIP):
-        raise DataError(f"{file} is an archive: extract it (tar -xf {file.name}) and name the JSON file in it.")
+    try:
+        with file.open("rb") as opened:
+            begins = opened.read(len(GZIP))  # an archive of the images has 120 GB
+            if begins == GZIP:
+                raise DataError(f"{file} is an archive: extract it (tar -xf {file.name}) and name the JSON file in it.")
+            content = begins + opened.read()
+    except OSError as error:
+        raise DataError(f"{file} cannot be read: {error.strerror}. {WAY_OUT}") from error
     try:
         return json.loads(content)
     except (ValueError, RecursionError) as error:  # bytes that are no text are a ValueError, too

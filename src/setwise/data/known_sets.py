@@ -182,11 +182,26 @@ def _checked(
         problems.append(f"{path.name} has no image of {absent:,} of the {known.num_classes:,} classes")
     if len(found.images) != known.sizes[part]:
         problems.append(f"{path.name} has {len(found.images):,} images, but the published list {known.sizes[part]:,}")
+    if part == "train" and not problems:
+        problems += _not_as_published(known, counts, path)
     there = None
     if root is not None:
         there, missing = _look_for(found, root)
         problems += missing
     return CheckedList(part, path, tuple(counts.tolist()), there, tuple(problems))
+
+
+def _not_as_published(known: KnownSet, counts: torch.Tensor, path: Path) -> list[str]:
+    """The sizes of classes, where the number of all images is right."""
+    groups = tuple(int(classes.sum()) for classes in (counts > 100, (counts >= 20) & (counts <= 100), counts < 20))
+    found = (int(counts.max()), int(counts.min()), groups)
+    if found == (known.largest, known.smallest, known.groups):
+        return []
+    return [
+        f"classes of {path.name} have {found[1]:,} to {found[0]:,} images, {groups[0]} many-, {groups[1]} medium- and "
+        f"{groups[2]} few-shot ones, but the published list {known.smallest:,} to {known.largest:,} and "
+        f"{known.groups[0]}, {known.groups[1]} and {known.groups[2]}"
+    ]
 
 
 def _as_lines(found: ImageList, path: Path) -> list[str]:

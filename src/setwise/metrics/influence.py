@@ -77,8 +77,9 @@ def influence(
 ) -> Influence:
     """Measure on whole batches what samples of each class do to the others of their batch.
 
-    Each sample's loss on its related feature is differentiated on the features that the relation was given. Modules do
-    what they do in training, but for dropout; they are copied, so that nothing is changed and a memory stays as it is.
+    Each sample's loss on its related feature is differentiated on the features that the relation was given. Relation,
+    head and criterion do what they do in training, modules inside them what they do in evaluation, which is without
+    dropout; all are copied, so that nothing is changed and a memory stays as it is.
     Both values shrink as the set grows: compare networks by batches of one size.
 
     Args:
@@ -143,7 +144,7 @@ def _related_losses(
 
 
 def _without_dropout(module: nn.Module) -> nn.Module:
-    """A copy that does what the module does in training, its parts without anything random."""
+    """A copy that does what the module itself does in training, and its parts in evaluation, without dropout."""
     copied = copy.deepcopy(module).eval()
     copied.training = True
     return copied
@@ -185,19 +186,22 @@ class _Totals:
         self.batches += 1
         if maps:
             mean = torch.stack([map_.double().mean(0)[:, :size].cpu() for map_ in maps]).mean(0)  # [B, B]
-            self.attention.index_add_(0, cells, (mean + mean.T).flatten() / 2)
+            self.attention.index_add_(0, cells, ((mean + mean.T) / 2).flatten())
             self.uniform.append(1 / maps[0].shape[2])
 
     def means(self) -> Influence:
         if not self.batches:
             raise InvalidInput("There is no batch to measure on.")
         square = (self.num_classes, self.num_classes)
-        pairs = self.pairs.view(square)
-        others = pairs - torch.diag(self.samples.double())  # nobody is another to himself
+        pairs, between, attention = (total.view(square) for total in (self.pairs, self.between, self.attention))
+        if self.uniform:
+            attention /= pairs
+        pairs.diagonal().sub_(self.samples)  # nobody is another to himself; in place, for K may be thousands
+        between /= pairs
         return Influence(
             gradient=self.gradient / self.samples,
-            gradient_between=self.between.view(square) / others,
-            attention=self.attention.view(square) / pairs if self.uniform else None,
+            gradient_between=between,
+            attention=attention if self.uniform else None,
             samples=self.samples,
             uniform=sum(self.uniform) / len(self.uniform) if self.uniform else float("nan"),
         )

@@ -17,10 +17,11 @@ from setwise.metrics import Influence, influence
 from setwise.nn.attend import attend_mask
 from setwise.recipes import Recipe
 from setwise.run import load_run
+from setwise.run_folder import RunFolder
 from setwise.seeds import generator
 from setwise.tasks import Classification
 
-__all__ = ["GROUPS", "Measured", "between_groups", "measure"]
+__all__ = ["GROUPS", "Measured", "between_groups", "in_order", "measure"]
 
 GROUPS = ("many", "medium", "few")
 
@@ -41,6 +42,7 @@ class Measured:
     batch_size: int
     attend: str
     criterion: str
+    """The loss that was differentiated, in words."""
 
     @property
     def mean_of_groups(self) -> list[float]:
@@ -52,8 +54,8 @@ class Measured:
 def measure(path: Path, recipe: Recipe, *, part: str = "test", batches: int | None = None) -> Measured:
     """Run a part of a run's data through its relation, batch by batch, and keep what samples do to each other.
 
-    Batches have the size of training. They are drawn at random, for files lie class by class; the last, incomplete one
-    is left out unless it is the only one.
+    Batches have the size of a training step in one process. They are drawn at random, for files lie class by class; the
+    last, incomplete one is left out unless it is the only one.
 
     Args:
         path: folder of the run.
@@ -76,7 +78,8 @@ def measure(path: Path, recipe: Recipe, *, part: str = "test", batches: int | No
     if batches is not None and batches < 1:
         raise InvalidInput(f"`batches` must be at least 1, but it is {batches}.")
     recipe, task, model = load_run(path, recipe=recipe.override({"data.mixup": 0.0, "data.cutmix": 0.0}))
-    assert task.relation is not None
+    if task.relation is None:  # experts that are routed, whose features do not change any more
+        raise InvalidInput(f"{path} itself has no relation: show the stage before it, {RunFolder(path).before}.")
     splits = build_data(recipe)
     if list(splits.class_names) != model.class_names:
         raise InvalidInput(
@@ -85,6 +88,8 @@ def measure(path: Path, recipe: Recipe, *, part: str = "test", batches: int | No
         )
     task.criterion.set_epoch(recipe.trainer.epochs - 1)  # class weights that come late have come
     order = generator(recipe.seed, "shuffled", 0)
+    if recipe.data.sampler == "meta":  # whose steps relate what is drawn from a batch
+        recipe = recipe.override({"data.batch_size": recipe.data.batch_size // recipe.data.meta_pool})
     size = min(recipe.data.batch_size, len(getattr(splits, part)))
     found = influence(
         _features(task, build_loader(recipe, splits, part, mixed=True), size, batches),
@@ -94,7 +99,7 @@ def measure(path: Path, recipe: Recipe, *, part: str = "test", batches: int | No
         num_classes=len(model.class_names),
         mask=lambda target: attend_mask(task.attend, target, generator=order),
     )
-    return _in_order(
+    return in_order(
         Measured(
             found,
             names=tuple(model.class_names),
@@ -103,9 +108,18 @@ def measure(path: Path, recipe: Recipe, *, part: str = "test", batches: int | No
             part=part,
             batch_size=size,
             attend=recipe.relation.attend,
-            criterion=recipe.criterion.name,
+            criterion=_loss_of(recipe),
         )
     )
+
+
+def _loss_of(recipe: Recipe) -> str:
+    """What was differentiated, in words; what a loss takes beside class scores is not there any more."""
+    name = recipe.criterion.name
+    if name == "paco":
+        return "of paco the part without queries and keys, balanced-softmax"
+    taught = recipe.criterion.teacher is not None or recipe.before.use == "teacher"
+    return f"{name}, without the teacher's term" if taught else f"{name}, as in training"
 
 
 @torch.no_grad()
@@ -120,7 +134,7 @@ def _group_of(groups: dict[str, Tensor]) -> tuple[int, ...]:
     return tuple(torch.stack([groups[name] for name in GROUPS]).int().argmax(0).tolist())
 
 
-def _in_order(one: Measured) -> Measured:
+def in_order(one: Measured) -> Measured:
     """Groups one after the other, and in each the largest class first; equal ones as they are numbered."""
     order = sorted(range(len(one.names)), key=lambda k: (one.group[k], -one.counts[k]))
     found, places = one.found, torch.tensor(order)

@@ -85,6 +85,7 @@ def _about(one: Measured) -> str:
         "self": " In this run a sample attends to itself alone (relation.attend self, the control), so nothing reaches "
         "the others.",
         "all": "",
+        "uniform": " In this run all are attended to alike (relation.attend uniform).",
     }.get(one.attend, f" Whom a sample may attend to is limited as in training: relation.attend {one.attend}.")
     return (
         f"Measured on {int(one.found.samples.sum()):,} images of the {part[one.part]}, in batches of {one.batch_size} "
@@ -96,7 +97,7 @@ def _about(one: Measured) -> str:
 def _sentences(one: Measured) -> dict[str, str]:
     return {
         "gradient": (
-            f"The loss of one sample ({one.criterion}, of its related feature, as in training) is differentiated on "
+            f"The loss of one sample ({one.criterion}), of its related feature, is differentiated on "
             f"the features of the {one.batch_size - 1} other samples of its batch, before the relation. Each dot is a "
             "class: the mean absolute value over those samples and their channels, averaged over the images of the "
             "class; in units of loss per unit of feature. Without a relation it is zero."
@@ -121,7 +122,7 @@ def gradient_figure(one: Measured) -> Figure:
     values, group = one.found.gradient.numpy(), np.array(one.group)
     for number, (name, mean) in enumerate(zip(GROUPS, one.mean_of_groups, strict=True)):
         places = np.flatnonzero(group == number)
-        if not len(places):
+        if np.isnan(mean):  # no class of it, or none that was seen
             continue
         label = f"{name}, {len(places)} classes: {mean:.3g}"
         size = 5 if len(values) <= DRAWN else 2
@@ -238,9 +239,11 @@ def _groups_table(one: Measured) -> Html:
     means, rows = one.mean_of_groups, []
     for number, (name, mean) in enumerate(zip(GROUPS, means, strict=True)):
         if number in one.group:
-            ratio = f"{mean / means[0]:.2f}" if means[0] > 0 else "-"
+            ratio = f"{mean / means[0]:.2f}" if means[0] > 0 and not np.isnan(mean) else "-"
             images = sum(n for n, g in zip(one.found.samples.tolist(), one.group, strict=True) if g == number)
-            rows.append([name, str(one.group.count(number)), f"{images:,}", f"{mean:.3g}", ratio])
+            rows.append(
+                [name, str(one.group.count(number)), f"{images:,}", "-" if np.isnan(mean) else f"{mean:.3g}", ratio]
+            )
     return table(["classes", "how many", "images measured", "mean gradient", "over that of many"], rows)
 
 
