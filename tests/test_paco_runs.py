@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from surviving import TINY, broken_off, fit, same_weights
 
@@ -40,10 +41,20 @@ def test_a_resumed_run_is_the_unbroken_one_bit_for_bit(tmp_path):
 
 
 def test_a_comparison_trains_the_three_variants_from_the_same_slow_copy(tmp_path, capsys):
-    short = "--seeds 1 --workers 1 --trainer.epochs 1 --trainer.val-every 1 --trainer.logger csv"
+    short = "--seeds 1 --workers 1 --trainer.epochs 1 --trainer.val-every 1 --trainer.logger csv --contrast.momentum 1"
     assert main(["compare", "digits-lt", "--out", str(tmp_path / "all"), *OPTIONS.split(), *short.split()]) == 0
     lines = [json.loads(line) for line in (tmp_path / "all" / "results.jsonl").read_text().splitlines()]
     assert sorted(line["variant"] for line in lines) == ["control", "plain", "related"]
+    slow = [
+        {n: v for n, v in load_file(path).items() if n.startswith("contrast.slow_") and "running" not in n}
+        for path in (tmp_path / "all").rglob("weights.safetensors")
+    ]
+    learned = [n for n in slow[0] if n.endswith("weight")]
+    assert len(slow) == 3
+    assert learned
+    for name in learned:  # which never moves here, and so is what each variant began with
+        assert torch.equal(slow[0][name], slow[1][name]), name
+        assert torch.equal(slow[0][name], slow[2][name]), name
     folder = next(path.parent for path in (tmp_path / "all").rglob("weights.safetensors") if "related" in str(path))
     assert main(["test", str(folder)]) == 0
     assert main(["export", str(folder), "--formats", "safetensors"]) == 0

@@ -4,6 +4,8 @@ import dataclasses
 import json
 import subprocess
 import sys
+import typing
+from pathlib import Path
 
 import every_fake
 import pytest
@@ -11,6 +13,7 @@ import torch
 
 from setwise.build import build_few_shot, build_task
 from setwise.cli import main
+from setwise.cli.options import GROUPS
 from setwise.data import DATASETS, TRANSFORMS
 from setwise.data.few_shot import FEW_SHOT
 from setwise.errors import InvalidInput, UnknownName
@@ -107,6 +110,18 @@ def test_pool_and_stem_of_the_pooling_recipe_can_be_switched(option, value, tmp_
     command = [*to_arguments(options | recipe.smoke), f"--backbone.options.{option}", value]
     assert main(["train", recipe.name, "--out", str(tmp_path / "run"), *command]) == 0
     assert yaml_file.read(tmp_path / "run" / "recipe.yaml").backbone.options[option.replace("-", "_")] == value
+
+
+def test_the_reference_names_every_field():
+    groups = {
+        line.split("`")[1]: line
+        for line in (Path(__file__).parents[1] / "docs" / "reference.md").read_text().splitlines()
+        if line.startswith("| `")
+    }
+    hints = typing.get_type_hints(Recipe)
+    for group in GROUPS:
+        missing = [field.name for field in dataclasses.fields(hints[group]) if f"`{field.name}`" not in groups[group]]
+        assert not missing, (group, missing)
 
 
 def test_listing_recipes_imports_no_torch():

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 from surviving import broken_off, fit, same_weights
 
+from setwise.build import build_few_shot
 from setwise.cli import main
 from setwise.errors import InvalidInput
 from setwise.losses import distillation
@@ -21,7 +22,7 @@ DIGITS = {
     "data": RECIPES["digits-lt"].data,
     "groups": RECIPES["digits-lt"].groups,
     "backbone.options": {"width": 4, "depth": 1},
-    "trainer.epochs": 2,
+    "trainer.epochs": 4,
     "trainer.val_every": 2,
     "trainer.logger": ("csv",),
     "trainer.accelerator": "cpu",
@@ -48,9 +49,10 @@ def quiet(recipe):
     return make_work(recipe, lambda text: None)
 
 
-def test_a_second_stage_that_was_broken_off_ends_as_an_unbroken_one(recipe, whole, tmp_path):
-    single = recipe.override({"trainer.epochs": 2})
-    broken = broken_off(single.override({"before.options": recipe.before.options}), tmp_path / "broken", epoch=1)
+@pytest.mark.parametrize("epoch", [1, 3], ids=["in the first", "in the second"])
+def test_a_stage_that_was_broken_off_ends_as_an_unbroken_one(recipe, whole, tmp_path, epoch):
+    broken = broken_off(recipe, tmp_path / "broken", epoch)
+    assert RunFolder(broken.before).complete == (epoch == 3)
     fit(recipe, broken.path, resume=True)
     assert same_weights(whole.path, broken.path)
 
@@ -59,6 +61,42 @@ def test_the_teacher_has_its_own_network_and_everything_else_in_common():
     first, last = stages(RECIPES["cifar100-lt-ride-distilled"].override({"seed": 4}))
     assert (first.backbone.options, last.backbone.options) == ({"num_experts": 6}, {})
     assert (first.seed, first.data, first.optimizer) == (4, last.data, last.optimizer)
+
+
+def test_the_experts_keep_their_scale_when_they_are_asked():
+    first, last = stages(RECIPES["cifar100-lt-ride-routed"].override({"head.scale": 12.0}))
+    assert (first.head.scale, last.head.scale) == (12.0, 12.0)
+    assert (first.head.name, last.head.name) == ("cosine", "routed")
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("cifar100-lt-ride", {"head.top_k": 5}, r"`head\.top_k` \(5\) is the routed head's"),
+        ("cifar100-lt-ride", {"criterion.teacher_temperature": 2.0}, "needs a teacher"),
+        (
+            "cifar100-lt-ride",
+            {"data.sampler": "meta", "backbone.frozen": True, "before.recipe": "cifar100-lt-ride"},
+            "is of one classifier",
+        ),
+        (
+            "cifar100-lt-ride-distilled",
+            {"data.sampler": "meta", "backbone.frozen": True},
+            "without mixup, cutmix or a teacher",
+        ),
+        ("digits-lt", {"head.top_k": 5}, "is the routed head's"),
+    ],
+)
+def test_fields_that_would_do_nothing_are_a_sentence(name, changes, message):
+    recipe = RECIPES[name].override(DIGITS if name != "digits-lt" else {})
+    with pytest.raises(InvalidInput, match=message):
+        quiet(recipe.override({"before.options": {}, "backbone.weights": None} | changes))
+
+
+def test_episodes_have_no_teacher():
+    recipe = RECIPES["omniglot-ctx"].override({"before.use": "teacher", "before.recipe": "digits-lt"})
+    with pytest.raises(InvalidInput, match=r"A teacher .* is of classifiers"):
+        build_few_shot(recipe, in_chans=1, image_size=28)
 
 
 class TestDistilled:
@@ -143,6 +181,8 @@ class TestRouted:
             ({"before.recipe": None}, "would keep random weights"),
             ({"before.recipe": None, "backbone.frozen": False}, "routed asks the experts of a first stage"),
             ({"criterion.name": "ride"}, "go together"),
+            ({"data.mixup": 0.5}, "decides about one image of one class: leave out mixup"),
+            ({"relation.relate_at_test": True}, "leave out mixup, cutmix and relation.relate_at_test"),
             ({"backbone.options": {"width": 4, "depth": 1, "num_experts": 2}}, "Head routed asks the classifiers"),
         ],
     )

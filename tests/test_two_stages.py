@@ -1,6 +1,7 @@
 """Decoupled training: a first run for the features, a second for the classifier on top of them."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ from setwise.recipes import RECIPES, yaml_file
 from setwise.recipes.stages import stage_before, stages
 from setwise.run import load_run
 from setwise.run_folder import RunFolder
+from setwise.tasks import meta_sampled
+from setwise.work import make_work
 
 SECOND = TINY.override(
     {"backbone.frozen": True, "data.sampler": "class-balanced", "trainer.epochs": 4, "trainer.val_every": 2}
@@ -79,7 +82,7 @@ def test_two_stages_run_through_the_command_line(first, tmp_path, by_hand):
     assert RunFolder(tmp_path / "second" / "before").complete is not by_hand
 
 
-META = {"data.sampler": "meta", "data.batch_size": 96, "data.meta_rate": 5.0}
+META = {"data.sampler": "meta", "data.batch_size": 96}
 
 
 @pytest.mark.parametrize("variant", ["related", "plain"])
@@ -90,10 +93,37 @@ def test_a_learned_sampler_changes_its_rates_and_the_head_and_not_the_backbone(f
     assert all(torch.equal(value, now[name]) for name, value in before.items() if name.startswith("backbone."))
     rates = now["sampler.log_rates"].softmax(0)
     start = 0.9 * torch.tensor(load_run(first.path)[2].counts).double().log()
-    assert not torch.allclose(rates, start.softmax(0).float(), atol=1e-4)
+    assert (rates - start.softmax(0).float()).abs().max() > 1e-4
+    assert int(now["sampler.steps"]) == 4 * 2  # of 251 images, two batches an epoch
     broken = broken_off(recipe, tmp_path / "broken")
     fit(recipe, broken.path, resume=True)
     assert same_weights(tmp_path / "second", broken.path)
+
+
+def test_both_halves_of_a_learned_samplers_batch_have_the_same_classes(first, monkeypatch):
+    work = make_work(after(first).override(META), lambda text: None)
+    task, batch = work.task.train(), next(iter(work.loaders["train"]))
+    seen = []
+    monkeypatch.setattr(type(task), "current_epoch", 0)
+    monkeypatch.setattr(meta_sampled, "meta_gradient", lambda *args, balanced, **options: seen.append(balanced) or 0.0)
+    monkeypatch.setattr(task.sampler, "descend", lambda gradient, lr: None)
+    task.trainer = SimpleNamespace(global_rank=0, optimizers=[SimpleNamespace(param_groups=[{"lr": 0.1}])])
+    task.training_step(batch, 0)
+    balanced = seen[0][1]
+    assert set(balanced.tolist()) == set(batch.target.tolist())
+    assert torch.equal(balanced, batch.target[1::2])
+
+
+def test_a_learned_sampler_learns_from_the_stream_that_replaces_the_other(first, monkeypatch):
+    work = make_work(after(first).override(META | {"relation.official_replace": True}), lambda text: None)
+    rows = []
+    work.task.head.register_forward_hook(lambda head, args, out: rows.append(len(out)))
+    monkeypatch.setattr(type(work.task), "current_epoch", 0)
+    monkeypatch.setattr(meta_sampled, "meta_gradient", lambda *args, **options: torch.zeros(10))
+    work.task.trainer = SimpleNamespace(global_rank=0, optimizers=[SimpleNamespace(param_groups=[{"lr": 0.1}])])
+    work.task.train().training_step(next(iter(work.loaders["train"])), 0)
+    assert rows == [24]
+    assert set(work.task._curves) == {"train/related_loss", "train/related_accuracy"}
 
 
 @pytest.mark.parametrize(
@@ -102,7 +132,7 @@ def test_a_learned_sampler_changes_its_rates_and_the_head_and_not_the_backbone(f
         ({"backbone.frozen": False}, "beside a classifier on a frozen backbone"),
         ({"data.mixup": 0.5}, "without mixup"),
         ({"data.meta_pool": 1}, "must be at least 2"),
-        ({"data.sampler": "shuffle"}, r"are of --data\.sampler meta"),
+        ({"data.sampler": "shuffle", "data.meta_rate": 0.5}, r"are of --data\.sampler meta"),
     ],
 )
 def test_a_learned_sampler_that_cannot_work_is_a_sentence(first, tmp_path, changes, message):

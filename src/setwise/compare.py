@@ -295,7 +295,10 @@ class _EpochReport(Callback):
 
     def __init__(self, job: _Job, tell: Callable[[str, float], None]) -> None:
         self.name, self.tell = job.name, tell
-        self.stages, self.begun = len(stages(job.recipe)), 0
+        self.stages, self.begun, folder = len(stages(job.recipe)), 0, RunFolder(job.folder)
+        for _ in range(self.stages - 1):  # those that a broken comparison has finished already
+            folder = RunFolder(folder.before)
+            self.begun += folder.complete
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         self.begun += 1

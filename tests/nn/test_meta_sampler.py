@@ -124,8 +124,21 @@ def test_rates_of_what_the_balanced_set_needs_grow():
             lr=1.0,
             balanced=(feature, target),
         )
-        sampler.descend(gradient, lr=10.0)
+        sampler.descend(gradient, lr=0.02)
     assert sampler.rates[1] > 0.6
+
+
+def test_rates_move_by_adams_steps_however_small_the_gradient():
+    sampler = sampler_of()
+    other = nn.Parameter(sampler.log_rates.clone())
+    adam = torch.optim.Adam([other], lr=1e-3)
+    for step in range(5):
+        gradient = 4e-6 * torch.randn(K, generator=torch.Generator().manual_seed(step), dtype=torch.float64)
+        sampler.descend(gradient, lr=1e-3)
+        other.grad = gradient
+        adam.step()
+    torch.testing.assert_close(sampler.log_rates, other.detach(), rtol=0, atol=1e-12)
+    assert (sampler.log_rates - sampler_of().log_rates).abs().min() > 1e-4
 
 
 @pytest.mark.parametrize(

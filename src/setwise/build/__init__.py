@@ -3,7 +3,7 @@
 No class behind this line sees a recipe; everything gets flat arguments.
 """
 
-from setwise.build.checks import check_start
+from setwise.build.checks import check_start, is_taught
 from setwise.build.classification import build_data, build_loader, build_task
 from setwise.build.few_shot import build_episode_data, build_episode_loader, build_few_shot, training_sources
 
@@ -15,5 +15,6 @@ __all__ = [
     "build_loader",
     "build_task",
     "check_start",
+    "is_taught",
     "training_sources",
 ]

@@ -7,7 +7,7 @@ from setwise.errors import InvalidInput
 from setwise.recipes import Recipe, schema
 from setwise.recipes.stages import stage_before
 
-__all__ = ["check", "check_experts", "check_start"]
+__all__ = ["check", "check_experts", "check_start", "is_taught"]
 
 OF_FIXED_CLASSES = ("linear", "cosine", "lws", "routed", "per-class")
 """Heads of classifiers."""
@@ -60,17 +60,35 @@ def check(recipe: Recipe) -> None:
         raise InvalidInput(
             "`trainer.select_on` test chooses among weights, but the last are kept: add --trainer.select best."
         )
+    _check_head(recipe)
+    _check_contrast(recipe)
+    _check_meta(recipe)
+
+
+def is_taught(recipe: Recipe) -> bool:
+    """Whether a teacher's scores are to be matched, that of a finished run or of the stage before."""
+    before = recipe.before
+    return recipe.criterion.teacher is not None or (before.recipe is not None and before.use == "teacher")
+
+
+def _check_head(recipe: Recipe) -> None:
+    relation = recipe.relation
     if recipe.head.name == "per-class" and relation.name != "none":
         raise InvalidInput(
             f"--head.name per-class has a feature for each class and image, and {relation.name} relates one an image: "
             "add --relation.name none."
         )
-    _check_contrast(recipe)
-    _check_meta(recipe)
     if recipe.head.max_norm is not None and not (recipe.head.name == "linear" and recipe.head.max_norm > 0):
         raise InvalidInput(
             f"`head.max_norm` ({recipe.head.max_norm:g}) is the longest class weight of --head.name linear, above 0, "
             f"but the head is {recipe.head.name}."
+        )
+    if recipe.head.name != "routed" and recipe.head.top_k != schema.Head().top_k:
+        raise InvalidInput(f"`head.top_k` ({recipe.head.top_k}) is the routed head's: add --head.name routed.")
+    if not is_taught(recipe) and recipe.criterion.teacher_temperature != schema.Criterion().teacher_temperature:
+        raise InvalidInput(
+            f"`criterion.teacher_temperature` ({recipe.criterion.teacher_temperature:g}) needs a teacher: add "
+            "--criterion.teacher RUN, or --before.use teacher with --before.recipe."
         )
     if recipe.head.name not in ("cosine", "routed") and recipe.head.scale != schema.Head().scale:
         raise InvalidInput(f"`head.scale` ({recipe.head.scale}) is the cosine head's: add --head.name cosine.")
@@ -84,7 +102,7 @@ def _check_meta(recipe: Recipe) -> None:
                 "`data.meta_pool` and `data.meta_rate` are of --data.sampler meta; add it or leave them."
             )
         return
-    simple = recipe.head.name in ("linear", "cosine") and not (data.mixup or data.cutmix or recipe.criterion.teacher)
+    simple = recipe.head.name in ("linear", "cosine") and not (data.mixup or data.cutmix or is_taught(recipe))
     if not (recipe.backbone.frozen and simple):
         raise InvalidInput(
             "--data.sampler meta learns class rates beside a classifier on a frozen backbone: add --backbone.frozen, "
@@ -144,7 +162,7 @@ def check_start(recipe: Recipe) -> None:
 def check_experts(recipe: Recipe, num_experts: int) -> None:
     """Refuse a head or criterion that does not fit the number of experts, which only the built backbone knows."""
     routed = recipe.head.name == "routed"
-    if routed != (recipe.criterion.name == "expert-assignment") or (routed and recipe.criterion.teacher):
+    if routed != (recipe.criterion.name == "expert-assignment") or (routed and is_taught(recipe)):
         raise InvalidInput(
             "--head.name routed and --criterion.name expert-assignment go together, without a teacher, but they are "
             f"{recipe.head.name} and {recipe.criterion.name}."
@@ -153,6 +171,13 @@ def check_experts(recipe: Recipe, num_experts: int) -> None:
         raise InvalidInput(
             "--criterion.name ride and a backbone of several experts (ride_resnet32) go together, but the criterion is "
             f"{recipe.criterion.name} and {recipe.backbone.name} has {num_experts}."
+        )
+    if num_experts > 1 and recipe.data.sampler == "meta":
+        raise InvalidInput(f"--data.sampler meta is of one classifier, but {recipe.backbone.name} has {num_experts}.")
+    if routed and (recipe.data.mixup or recipe.data.cutmix or recipe.relation.relate_at_test):
+        raise InvalidInput(
+            "--head.name routed decides about one image of one class: leave out mixup, cutmix and "
+            "relation.relate_at_test."
         )
     if num_experts > 1 and (recipe.head.name not in ("linear", "cosine", "routed") or recipe.head.max_norm):
         limited = " with head.max_norm" * bool(recipe.head.max_norm)

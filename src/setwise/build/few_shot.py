@@ -6,6 +6,7 @@ from typing import Literal
 
 from torch import nn
 
+from setwise.build.checks import is_taught
 from setwise.build.parts import Say, drawn_from, load_data, make_backbone, optimizer_factory
 from setwise.data.few_shot import (
     FEW_SHOT,
@@ -161,8 +162,11 @@ def _check(recipe: Recipe) -> None:
         raise InvalidInput("`backbone.frozen` is a classifier's; freeze a few-shot trunk by --episodes.freeze-trunk.")
     if recipe.contrast != schema.Contrast():
         raise InvalidInput("`contrast` is of --criterion.name paco, which classifies fixed classes.")
+    if is_taught(recipe):
+        raise InvalidInput("A teacher (criterion.teacher, before.use) is of classifiers: episodes have other classes.")
     choose(data.augment, AUGMENT, "augmentation of episodes")
-    for name in ("mixup", "cutmix", "views", "batch_size", "micro_batch", "multi_label"):
+    of_batches = ("mixup", "cutmix", "views", "sampler", "meta_pool", "meta_rate", "batch_size", "micro_batch")
+    for name in (*of_batches, "multi_label"):
         if getattr(data, name) != getattr(schema.Data(), name):
             raise InvalidInput(
                 f"`data.{name}` ({getattr(data, name)}) means nothing to episodes, of which each is a training step; "

@@ -22,8 +22,8 @@ __all__ = [
     "per_class_accuracy",
 ]
 
-ERRORS = ("ece", "adjusted_ece")
-"""Metrics that count what is wrong; all others count what is right."""
+LESS_IS_BETTER = ("ece", "adjusted_ece", "experts_used")
+"""Metrics of what is wrong, or what it costs; all others count what is right."""
 
 NUM_BINS = 15  # Guo et al., On Calibration of Modern Neural Networks, ICML 2017, arXiv:1706.04599, section 5
 
@@ -34,7 +34,7 @@ def lower_is_better(name: str) -> bool:
     >>> lower_is_better("adjusted_ece"), lower_is_better("balanced_accuracy")
     (True, False)
     """
-    return name in ERRORS
+    return name in LESS_IS_BETTER
 
 
 def classification_metrics(

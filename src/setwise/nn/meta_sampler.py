@@ -20,6 +20,10 @@ from setwise.nn.gather import place
 __all__ = ["Drawn", "MetaSampler", "meta_gradient"]
 
 
+BETAS, EPSILON = (0.9, 0.999), 1e-8
+"""Adam's."""
+
+
 class Drawn(NamedTuple):
     """Images drawn by learned rates."""
 
@@ -45,20 +49,27 @@ class MetaSampler(nn.Module):
     Raises:
         InvalidInput: if a class has no image.
 
-    Source: Ren et al., Balanced Meta-Softmax, NeurIPS 2020, arXiv:2007.10740, section 3.3.
+    Source: Ren et al., Balanced Meta-Softmax, NeurIPS 2020, arXiv:2007.10740, section 3.3. The official draws
+    are those of a hard Gumbel softmax with the gradient of the soft one; ours have the gradient of their probability.
 
     >>> MetaSampler(torch.tensor([90, 10]), power=1.0).rates
     tensor([0.5000, 0.5000])
     """
 
     log_rates: Tensor
+    mean: Tensor
+    mean_square: Tensor
+    steps: Tensor
 
     def __init__(self, counts: Int64[Tensor, "k"], *, power: float = 0.1) -> None:
         super().__init__()
         if counts.numel() == 0 or not bool((counts > 0).all()):
             raise InvalidInput("`counts` must be positive: the rate of a class without images cannot be learned.")
-        # A buffer: no optimizer of the classifier's is to move it, nor its weight decay.
+        # Buffers: no optimizer of the classifier's is to move the rates, nor its weight decay.
         self.register_buffer("log_rates", ((1 - power) * counts.double().log()).float())
+        self.register_buffer("mean", torch.zeros_like(self.log_rates))
+        self.register_buffer("mean_square", torch.zeros_like(self.log_rates))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
     @property
     def rates(self) -> Float[Tensor, "k"]:
@@ -89,11 +100,22 @@ class MetaSampler(nn.Module):
 
     @torch.no_grad()
     def descend(self, gradient: Float[Tensor, "k"], *, lr: float) -> None:
-        """Move the rates against their gradient, in place; several processes by their mean gradient."""
+        """Adam's step against the gradient, in place; several processes by their mean gradient.
+
+        The gradient is tiny (a millionth at a hundred classes), so that plain descent would not move the rates at all.
+        """
         if place()[1] > 1:
+            gradient = gradient.clone()
             dist.all_reduce(gradient)
-            gradient = gradient / place()[1]
-        self.log_rates -= lr * gradient
+            gradient /= place()[1]
+        self.steps += 1
+        self.mean.lerp_(gradient, 1 - BETAS[0])
+        self.mean_square.lerp_(gradient.square(), 1 - BETAS[1])
+        mean, square = (
+            moment / (1 - beta ** self.steps.double())
+            for moment, beta in zip((self.mean, self.mean_square), BETAS, strict=True)
+        )
+        self.log_rates -= lr * mean / (square.sqrt() + EPSILON)
 
 
 def meta_gradient(

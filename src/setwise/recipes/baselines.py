@@ -69,7 +69,7 @@ IMAGENET_LT_FROZEN = IMAGE_FOLDER_FROZEN.override(
         "summary": "ImageNet-LT: relation and cosine classifier on the frozen features of --backbone.pretrained, a ViT",
         "data": Data(
             name="image-list",
-            root="imagenet",
+            root="data/imagenet",
             train_list="ImageNet_LT_train.txt",
             val_list="ImageNet_LT_val.txt",
             test_list="ImageNet_LT_test.txt",

@@ -55,6 +55,8 @@ def stage_before(recipe: Recipe) -> Recipe | None:
             network[path.removeprefix(OF_NETWORK)] = value
         else:
             own[path] = yaml_file.read_field(_checked(path, recipe), value)
+    if recipe.head.name == "routed":  # asks the classifiers of that stage, which know no scale of their own
+        own["head.scale"] = recipe.head.scale
     return before.override(own)
 
 

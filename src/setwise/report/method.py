@@ -3,7 +3,7 @@
 from setwise.judge import Comparison
 from setwise.metrics import lower_is_better
 from setwise.metrics.judgement import TOLERANCE
-from setwise.report.wording import ADJUSTED, names_of
+from setwise.report.wording import ADJUSTED, names_of, selection_warning
 
 __all__ = ["how_judged"]
 
@@ -48,7 +48,7 @@ def _class_bias(comparison: Comparison) -> str:
 
 
 def _chosen_by_test(comparison: Comparison) -> str:
-    if comparison.plan.recipe.trainer.select_on == "test":
+    if selection_warning(comparison.plan.recipe):
         return "the test part chose the weights of every run, which makes its numbers too good"
     return "the test part chooses nothing"
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from setwise.judge import Comparison
 from setwise.metrics import Interval, lower_is_better
 from setwise.recipes import Recipe
+from setwise.recipes.stages import stages
 
 __all__ = [
     "ADJUSTED",
@@ -93,9 +94,9 @@ def ordered(comparison: Comparison) -> list[str]:
 
 def selection_warning(recipe: Recipe) -> str:
     """What must stand beside the numbers of weights that the test part chose; nothing elsewhere."""
-    if recipe.trainer.select_on != "test":
+    if all(stage.trainer.select_on != "test" for stage in stages(recipe)):
         return ""
-    return "Warning: the kept weights were selected on the test part, so every number of it is too good."
+    return "Warning: weights were selected on the test part, so every number of it is too good."
 
 
 def percent(fraction: float | None) -> str:

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from setwise.build import build_data, build_loader
+from setwise.build import build_data, build_loader, is_taught
 from setwise.data import Loader
 from setwise.errors import InvalidInput
 from setwise.metrics import Influence, influence
@@ -118,8 +118,7 @@ def _loss_of(recipe: Recipe) -> str:
     name = recipe.criterion.name
     if name == "paco":
         return "of paco the part without queries and keys, balanced-softmax"
-    taught = recipe.criterion.teacher is not None or recipe.before.use == "teacher"
-    return f"{name}, without the teacher's term" if taught else f"{name}, as in training"
+    return f"{name}, without the teacher's term" if is_taught(recipe) else f"{name}, as in training"
 
 
 @torch.no_grad()

@@ -141,15 +141,18 @@ class Classification(L.LightningModule):
         """
         z = in_micro_batches(self.backbone, batch.image, self.micro_batch or len(batch.image))  # [B, C]
         compared = self._compare(z, batch)  # before the relation draws its dropout, so that all variants draw alike
-        if self.relation is not None:
-            z = self.relation(z, self._mask(batch.target, batch_idx))  # [S*B, C]
-            if self.replace:
-                z = z[len(batch.image) :]
-        logits = self.head(z)  # [S*B, K]
+        logits = self.head(self._related(z, batch.target, batch_idx))  # [S*B, K]
         losses = self._losses(logits, batch, compared)
         scores = logits.detach() if logits.dim() == 2 else logits.detach().mean(1)  # several experts predict together
         self._keep_curves(scores, losses.detach(), batch.target)
         return self._mean(losses, batch.target)
+
+    def _related(self, z: Float[Tensor, "B C"], target: Tensor, batch_idx: int) -> Float[Tensor, "rows C"]:
+        """Both streams ``[S*B, C]``, or the one that replaces the other."""
+        if self.relation is None:
+            return z
+        both = self.relation(z, self._mask(target, batch_idx))
+        return both[len(z) :] if self.replace else both
 
     def _mean(self, losses: Tensor, target: Tensor) -> Tensor:
         """Mean over both streams, by their weights."""

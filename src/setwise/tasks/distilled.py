@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from setwise.data import Batch, BatchOfViews
 from setwise.losses import distillation
-from setwise.nn import Compared, streams
+from setwise.nn import Compared, in_micro_batches, streams
 from setwise.tasks.classification import Classification
 
 __all__ = ["Distilled"]
@@ -37,5 +37,6 @@ class Distilled(Classification):
     def _losses(self, logits: Tensor, batch: Batch | BatchOfViews, compared: Compared | None) -> Float[Tensor, "rows"]:
         teacher = self._teacher[0].to(batch.image.device)
         with torch.no_grad():
-            wanted = streams.tile(teacher(batch.image), like=logits)
+            taught = in_micro_batches(teacher, batch.image, self.micro_batch or len(batch.image))
+        wanted = streams.tile(taught, like=logits)
         return super()._losses(logits, batch, compared) + distillation(logits, wanted, temperature=self._temperature)

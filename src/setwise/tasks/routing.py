@@ -9,6 +9,7 @@ from torch import Tensor
 from setwise.data import Batch, BatchOfViews
 from setwise.losses import ExpertAssignmentLoss
 from setwise.models import RoutedExperts, route
+from setwise.nn import in_micro_batches
 from setwise.tasks.classification import Classification
 
 __all__ = ["Routing"]
@@ -27,7 +28,7 @@ class Routing(Classification):
     def training_step(self, batch: Batch | BatchOfViews, batch_idx: int) -> Tensor:
         """Binary cross-entropy of going on to the next expert."""
         with torch.no_grad():
-            z = self.backbone(batch.image)
+            z = in_micro_batches(self.backbone, batch.image, self.micro_batch or len(batch.image))
         logits, scores = self.head.decide(z)
         losses = cast(ExpertAssignmentLoss, self.criterion).decided(scores, logits, batch.target)
         self._keep_curves(route(logits, scores.detach()).logits, losses.detach(), batch.target)
