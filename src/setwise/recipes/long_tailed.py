@@ -103,6 +103,13 @@ CIFAR100_SHORT = CIFAR100.override(
                 result="+0.4 [-1.2, +2.1], 3 seeds",
                 details="benchmarks/results/long_tailed.md",
             ),
+            Ran(
+                command="setwise compare cifar100-lt-short --data.root DIR "
+                "--tune optimizer.weight_decay=5e-4,1e-3,2e-3",
+                commit="8a593d072785",
+                result="+0.3 [-0.2, +1.0], 3 seeds",
+                details="benchmarks/results/long_tailed.md",
+            ),
         ),
     }
 )
