@@ -182,14 +182,17 @@ def loader(arguments: argparse.Namespace) -> list[str]:
         return [f"The loader was not measured: there is no {root}; SETWISE_DATA names the folder of data sets."]
     recipe = RECIPES["cifar100-lt"].override({"data.root": str(root)})
     splits = build_data(recipe)
+    changes = (recipe.data.augment, "cifar-autoaugment")  # of whole batches, and image by image
     backbone = create_backbone("cifar_resnet32")
     image = torch.randn(recipe.data.batch_size, 3, 32, 32)
 
-    def epoch_of(workers: int) -> Step:
-        batches = build_loader(recipe.override({"data.num_workers": workers}), splits, "train")
+    def epoch_of(change: str, workers: int) -> Step:
+        asked = recipe.override({"data.num_workers": workers, "data.augment": change})
+        batches = build_loader(asked, splits, "train")
         return lambda: [None for _ in batches] and None
 
-    passes = {"no worker": epoch_of(0), "two workers": epoch_of(2)}
+    asked = {"no worker": 0, "two workers": 2}
+    passes = {f"{change}, {name}": epoch_of(change, n) for change in changes for name, n in asked.items()}
     taken = medians(passes, max(3, arguments.turns // 2), wall)
     step = medians({"step": lambda: backbone(image).square().mean().backward()}, arguments.turns, wall)["step"]
     images = len(splits.train) // recipe.data.batch_size * recipe.data.batch_size

@@ -274,7 +274,14 @@ def test_wrong_options_are_refused(options, error, message):
 
 def test_sets_in_memory_need_no_worker_and_files_get_some(tmp_path):
     assert loader_of(stacked()).num_workers == 0
-    assert loader_of(in_files(tmp_path)).num_workers > 0
+    files = in_files(tmp_path)
+    assert loader_of(files).num_workers > 0
+    assert loader_of(files, num_workers=2, transform="crop-flip").num_workers == 2
+    asked = {"transform": "crop-flip", "num_workers": 2}  # of whole batches, which are made faster than handed over
+    assert loader_of(stacked(), **asked).num_workers == 0
+    assert loader_of(stacked(), **asked | {"transform": "crop-flip-rotate"}).num_workers == 2
+    assert loader_of(stacked(), **asked | {"views": ["crop-flip-rotate"]}).num_workers == 2
+    assert loader_of(stacked(), **asked | {"transform": "crop-flip-rotate", "train": False}).num_workers == 0
 
 
 def test_an_epoch_of_12406_small_images_takes_well_under_a_second_on_one_thread():

@@ -140,7 +140,8 @@ def test_the_loader_shows_what_was_drawn(name):
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_an_epoch_is_the_same_in_any_number_of_workers_and_after_any_other(name):
-    through = loader_of(split_of(), sampler=name, num_workers=1)
+    through = loader_of(split_of(), sampler=name, num_workers=1, transform="crop-flip-rotate")
+    assert through.num_workers == 1
     first, second = epoch_of(through, 0), epoch_of(through, 1)
     assert first != second
     assert second == epoch_of(loader_of(split_of(), sampler=name, num_workers=0), 1)

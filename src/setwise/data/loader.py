@@ -16,7 +16,7 @@ from torchvision.transforms import v2
 
 from setwise.data.batch import Batch, BatchOfViews
 from setwise.data.dataset import Split
-from setwise.data.images import num_cores
+from setwise.data.images import StackedImages, num_cores
 from setwise.data.problems import WAY_OUT, OnError, settle
 from setwise.data.samplers import draw_epoch
 from setwise.data.transforms import TRANSFORMS, Transform, normalise
@@ -245,7 +245,8 @@ def make_loader(
         train: shuffled, augmented, with mixup and CutMix, without the last incomplete batch; or everything, as it is.
         num_classes: width of mixed targets.
         views: further augmentations of each training image, drawn by themselves; batches are then a ``BatchOfViews``.
-        num_workers: processes that read files; None: none for images in memory, else the cores there are.
+        num_workers: processes that read and augment; None: none for images in memory, else the cores there are. Where
+            images of one size are in memory and augmented in whole batches there is none, whatever is asked for.
         mixup: alpha of mixup's Beta distribution; 0 switches it off. DeiT: 0.8.
         cutmix: alpha of CutMix's Beta distribution; 0 switches it off. DeiT: 1. With both, every batch draws one.
         mixed: evaluate in one fixed random order; see :class:`EpochSampler`. ``Batch.index`` says which image a row is.
@@ -268,7 +269,10 @@ def make_loader(
         return draw_epoch(sampler, split.target, seed=seed, epoch=epoch, epochs=epochs)
 
     draw(0)  # what is wrong with it is said now
+    shown = [chosen, *further] if train else [TRANSFORMS["none"]]
     workers = num_workers if num_workers is not None else 0 if split.images.in_memory else num_cores()
+    if isinstance(split.images, StackedImages) and not any(change.per_image for change in shown):
+        workers = 0  # handing a batch over from a process takes four times as long as making it
     batches = BatchedSplit(
         split,
         transform=chosen if train else TRANSFORMS["none"],

@@ -71,7 +71,8 @@ class Data:
     """Samples of which activations are held at a time, for a batch that does not fit; exact, at 4/3 of the time. None:
     all of the batch."""
     num_workers: int | None = None
-    """Processes that read files; None: none for sets in memory, else the cores there are."""
+    """Processes that read and augment; None: none for sets in memory, else the cores there are. Sets in memory that are
+    augmented in whole batches have none: handing a batch over would cost more than making it."""
 
 
 @dataclass(frozen=True, kw_only=True)
