@@ -190,7 +190,8 @@ def test_a_reader_of_images_that_dies_is_a_sentence(tmp_path, monkeypatch):
         return read(self, draw)
 
     monkeypatch.setattr(BatchedSplit, "__getitem__", die)
-    recipe = TINY.override({"data.num_workers": 1, "trainer.val_every": 4})
+    image_by_image = {"data.augment": "crop-flip-rotate", "data.num_workers": 1}  # else there would be no worker
+    recipe = TINY.override({**image_by_image, "trainer.val_every": 4})
     with pytest.raises(RunError, match=r"process that reads images died \(DataLoader worker .*--data\.num-workers 0"):
         fit(recipe, tmp_path / "run")
     monkeypatch.undo()

@@ -10,7 +10,7 @@ from torch import nn
 from setwise.build import build_task
 from setwise.data import Batch
 from setwise.errors import InvalidInput
-from setwise.losses import assignment_loss, assignment_target
+from setwise.losses import ExpertAssignmentLoss, assignment_loss, assignment_target
 from setwise.models import (
     CosineClassifier,
     ExpertAssignment,
@@ -201,6 +201,10 @@ def test_the_loss_of_going_on_weighs_those_who_should_a_hundredfold():
     scores = torch.randn(6, E - 1, generator=generator)
     wanted = assignment_target(logits, target)
     assert wanted.any()
+    rare = torch.tensor([1.0, 1.0, 4.0])
+    weighted = ExpertAssignmentLoss(class_weights=rare).decided(scores, logits, target)
+    share = rare[target] / rare[target].mean()
+    torch.testing.assert_close(weighted, assignment_loss(scores, logits, target) * share)
     for i, loss in enumerate(assignment_loss(scores, logits, target)):
         total = 0.0
         for step in range(E - 1):

@@ -51,6 +51,10 @@ class ExpertAssignmentLoss(CrossEntropy):
     Called on the routed scores alone, as criteria are, it is cross-entropy; a task that has the decisions calls
     :meth:`decided`.
 
+    Args:
+        class_weights: see :class:`Criterion`; RIDE uses none.
+        reweight_epoch: see :class:`Criterion`.
+
     Source: Wang et al., RIDE, ICLR 2021, arXiv:2010.01809, section 3, as in the official code.
 
     >>> criterion, label = ExpertAssignmentLoss(), torch.tensor([1])
@@ -60,14 +64,15 @@ class ExpertAssignmentLoss(CrossEntropy):
     True
     """
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, *, class_weights: Float[Tensor, "k"] | None = None, reweight_epoch: int | None = None) -> None:
+        super().__init__(class_weights=class_weights, reweight_epoch=reweight_epoch)
 
     def decided(
         self, scores: Float[Tensor, "B steps"], logits: Float[Tensor, "B E K"], target: Int64[Tensor, "B"]
     ) -> Float[Tensor, "B"]:
         """Losses ``[B]``; see :func:`assignment_loss`."""
-        return assignment_loss(scores, logits, target)
+        losses, weights = assignment_loss(scores, logits, target), self.weights_now(logits[:, 0])
+        return losses if weights is None else losses * weights[target] / weights[target].mean()
 
 
 def _check(scores: Tensor, logits: Tensor) -> None:
