@@ -93,7 +93,7 @@ def micro(arguments: argparse.Namespace) -> list[str]:
         "|---|---|---|---|---|---|---|",
     ]
     count = BATCH // MICRO
-    for name in BACKBONES:
+    for name in (name for name in BACKBONES if arguments.backbone in name):
         one, added, many = (
             memory_of(arguments, "micro", name, str(samples), str(steps))
             for samples, steps in ((MICRO, 1), (MICRO, count), (BATCH, 1))
@@ -225,6 +225,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--turns", type=int, default=5, help="measured turns (default 5)")
     parser.add_argument("--threads", type=int, default=1, help="torch's threads (default 1)")
     parser.add_argument("--side", type=int, default=SIDE, help="micro: side of the images in pixels (default 64)")
+    parser.add_argument("--backbone", default="", help="micro: only those with this in their name (default: all)")
     parser.add_argument("--out", type=Path, help="write the tables to this new file as well")
     parser.add_argument("--memory-of", nargs="+", help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
