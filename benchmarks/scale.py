@@ -36,7 +36,7 @@ from setwise.nn import BatchFormer, in_micro_batches, streams
 from setwise.nn.attention import EncoderLayer
 from setwise.nn.induced import InducedLayer
 
-BATCH, MICRO, SIDE = 256, 16, 64
+BATCH, MICRO, SIDE = 256, 16, 128
 """Samples, of a micro-batch, and side of the images in pixels, where --side does not say another one."""
 SIZES = (32, 128, 512, 2048, 8192)
 WIDTH = 512
@@ -156,7 +156,7 @@ def gather_process(rank: int, folder: str, turns: int) -> None:
         backbone = timm.create_model("resnet18", num_classes=0)
         model = nn.Sequential(backbone, BatchFormer(512, attention_dropout=0.0, gather=gather), nn.Linear(512, 100))
         ddp = nn.parallel.DistributedDataParallel(model)
-        image = torch.randn(32, 3, SIDE, SIDE)
+        image = torch.randn(32, 3, 64, 64)
         steps[name] = lambda ddp=ddp, image=image: ddp(image).square().mean().backward()
     taken = medians(steps, turns, wall)
     if rank == 0:
@@ -224,7 +224,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts; default: all")
     parser.add_argument("--turns", type=int, default=5, help="measured turns (default 5)")
     parser.add_argument("--threads", type=int, default=1, help="torch's threads (default 1)")
-    parser.add_argument("--side", type=int, default=SIDE, help="micro: side of the images in pixels (default 64)")
+    parser.add_argument("--side", type=int, default=SIDE, help="micro: side of the images in pixels (default 128)")
     parser.add_argument("--backbone", default="", help="micro: only those with this in their name (default: all)")
     parser.add_argument("--out", type=Path, help="write the tables to this new file as well")
     parser.add_argument("--memory-of", nargs="+", help=argparse.SUPPRESS)
