@@ -81,7 +81,7 @@ def test_the_experts_keep_their_scale_when_they_are_asked():
         ),
         (
             "cifar100-lt-ride-distilled",
-            {"data.sampler": "meta", "backbone.frozen": True},
+            {"data.sampler": "meta", "backbone.frozen": True, "backbone.weights": "mine.pt"},
             "without mixup, cutmix or a teacher",
         ),
         ("digits-lt", {"head.top_k": 5}, "is the routed head's"),

@@ -222,6 +222,26 @@ def test_the_stages_of_a_recipe_share_images_network_seed_and_machine(name):
     ]
 
 
+def test_of_three_stages_the_middle_one_keeps_what_it_freezes():
+    recipe = RECIPES["cifar100-lt"].override({"before.recipe": "cifar100-lt-crt", "backbone.trained": ("layer3",)})
+    assert [stage.name for stage in stages(recipe)] == ["cifar100-lt", "cifar100-lt-crt", "cifar100-lt"]
+    assert [stage.backbone.frozen for stage in stages(recipe)] == [False, True, False]
+    assert [stage.backbone.trained for stage in stages(recipe)] == [(), (), ("layer3",)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"backbone.frozen": False}, "lws scales the classifier of a first stage, whose features must not change"),
+        ({"before.use": "teacher", "head.name": "linear"}, "would keep random weights"),
+    ],
+)
+def test_what_the_stage_before_cannot_give_is_said_before_it_begins(tmp_path, changes, message):
+    with pytest.raises(InvalidInput, match=message):
+        fit(BOTH.override(changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("part", "error", "message"),
     [

@@ -142,17 +142,17 @@ def check_start(recipe: Recipe) -> None:
         InvalidInput: if a backbone (or most of it) is to be frozen at random weights, or there is no classifier to
             scale.
     """
-    if stage_before(recipe) is not None:  # whose weights are there when it is over
-        return
     part = recipe.backbone
+    # Those of a stage before are there when it is over; a teacher gives none.
+    weights = part.weights or (recipe.before.use == "start" and stage_before(recipe) is not None)
     which = "frozen" if part.frozen else "trained"
-    if (part.frozen or part.trained) and not (part.weights or part.pretrained):
+    if (part.frozen or part.trained) and not (weights or part.pretrained):
         raise InvalidInput(
             f"`backbone.{which}` would keep random weights: name those of a first stage, --backbone.weights "
             "runs/FIRST/weights.safetensors, or take timm's with --backbone.pretrained."
         )
     does = {"lws": "scales the classifier", "routed": "asks the experts"}.get(recipe.head.name)
-    if does and not (part.frozen and part.weights):
+    if does and not (part.frozen and weights):
         raise InvalidInput(
             f"--head.name {recipe.head.name} {does} of a first stage, whose features must not change: add "
             "--backbone.frozen and --backbone.weights runs/FIRST/weights.safetensors."

@@ -192,7 +192,10 @@ def _checked(
 
 
 def _not_as_published(known: KnownSet, counts: torch.Tensor, path: Path) -> list[str]:
-    """The sizes of classes, where the number of all images is right."""
+    """The sizes of classes, where the number of all images is right.
+
+    Groups are those of ``metrics.by_count``, which data does not know; they are defined here by what was published.
+    """
     groups = tuple(int(classes.sum()) for classes in (counts > 100, (counts >= 20) & (counts <= 100), counts < 20))
     found = (int(counts.max()), int(counts.min()), groups)
     if found == (known.largest, known.smallest, known.groups):

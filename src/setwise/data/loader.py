@@ -270,13 +270,10 @@ def make_loader(
 
     draw(0)  # what is wrong with it is said now
     shown = [chosen, *further] if train else [TRANSFORMS["none"]]
-    workers = num_workers if num_workers is not None else 0 if split.images.in_memory else num_cores()
-    if isinstance(split.images, StackedImages) and not any(change.per_image for change in shown):
-        workers = 0  # handing a batch over from a process takes four times as long as making it
     batches = BatchedSplit(
         split,
-        transform=chosen if train else TRANSFORMS["none"],
-        views=further if train else (),
+        transform=shown[0],
+        views=shown[1:],
         mean=mean,
         std=std,
         seed=seed,
@@ -285,7 +282,15 @@ def make_loader(
         way_out=way_out,
     )
     order = EpochSampler(len(split), batch_size=batch_size, seed=seed, train=train, mixed=mixed, draw=draw)
-    return Loader(batches, sampler=order, **of_whole_batches(seed, num_workers=workers))
+    return Loader(batches, sampler=order, **of_whole_batches(seed, num_workers=_workers(split, shown, num_workers)))
+
+
+def _workers(split: Split, shown: Sequence[Transform], asked: int | None) -> int:
+    if isinstance(split.images, StackedImages) and not any(change.per_image for change in shown):
+        return 0  # handing a batch over from a process takes four times as long as making it
+    if asked is not None:
+        return asked
+    return 0 if split.images.in_memory else num_cores()
 
 
 def of_whole_batches(seed: int, *, num_workers: int) -> dict[str, Any]:

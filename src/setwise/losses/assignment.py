@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from setwise.errors import InvalidInput
 from setwise.losses.long_tailed import CrossEntropy
+from setwise.nn.experts import check_decisions
 
 __all__ = ["ExpertAssignmentLoss", "assignment_loss", "assignment_target"]
 
@@ -39,7 +39,7 @@ def assignment_loss(
     Raises:
         InvalidInput: if scores and logits do not fit.
     """
-    _check(scores, logits)
+    check_decisions(logits, scores)
     wanted = assignment_target(logits, target).to(scores.dtype)
     weight = torch.tensor(POSITIVE_WEIGHT, device=scores.device, dtype=scores.dtype)
     return F.binary_cross_entropy_with_logits(scores, wanted, pos_weight=weight, reduction="none").mean(1)
@@ -73,11 +73,3 @@ class ExpertAssignmentLoss(CrossEntropy):
         """Losses ``[B]``; see :func:`assignment_loss`."""
         losses, weights = assignment_loss(scores, logits, target), self.weights_now(logits[:, 0])
         return losses if weights is None else losses * weights[target] / weights[target].mean()
-
-
-def _check(scores: Tensor, logits: Tensor) -> None:
-    if not len(logits) or scores.shape != (len(logits), logits.shape[1] - 1):
-        raise InvalidInput(
-            f"`scores` must be [B, E - 1], one after each expert but the last, for `logits` [B, E, K] of at least one "
-            f"image, but they are {list(scores.shape)} and {list(logits.shape)}."
-        )

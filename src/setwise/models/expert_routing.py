@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from setwise.errors import InvalidInput
 from setwise.models.multi_expert import ExpertHead, split_experts
 from setwise.models.weights import read_state
+from setwise.nn.experts import check_decisions
 
 __all__ = ["ExpertAssignment", "Routed", "RoutedExperts", "route"]
 
@@ -50,7 +51,7 @@ def route(logits: Float[Tensor, "B E K"], scores: Float[Tensor, "B steps"]) -> R
     >>> routed.used, routed.logits[1], routed.mean_used
     (tensor([1, 2, 3]), tensor([2., 1.]), 2.0)
     """
-    _check(logits, scores)
+    check_decisions(logits, scores)
     goes_on = (scores > 0).long().cumprod(1)  # 1 up to the first stop
     used = 1 + goes_on.sum(1)  # [B]
     asked = torch.arange(logits.shape[1], device=logits.device) < used[:, None]  # [B, E]
@@ -143,11 +144,3 @@ class RoutedExperts(nn.Module):
                 "experts (cifar100-lt-ride) on the same classes and --backbone.options."
             )
         self.experts.load_state_dict(given)
-
-
-def _check(logits: Tensor, scores: Tensor) -> None:
-    if not len(logits) or scores.shape != (len(logits), logits.shape[1] - 1):
-        raise InvalidInput(
-            f"`scores` must be [B, E - 1], one after each expert but the last, for `logits` [B, E, K] of at least one "
-            f"image, but they are {list(scores.shape)} and {list(logits.shape)}."
-        )

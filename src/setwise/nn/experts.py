@@ -9,7 +9,7 @@ from torch import Tensor
 from setwise.errors import InvalidInput
 from setwise.nn.batchformer import BatchFormer
 
-__all__ = ["ExpertBatchFormer"]
+__all__ = ["ExpertBatchFormer", "check_decisions"]
 
 
 class ExpertBatchFormer(BatchFormer):
@@ -67,3 +67,16 @@ class ExpertBatchFormer(BatchFormer):
                 f"shape {list(x.shape)}."
             )
         return x.split(self.dim, 1)
+
+
+def check_decisions(logits: Tensor, scores: Tensor) -> None:
+    """Refuse scores of going on ``[B, E - 1]`` that do not fit the logits of all experts ``[B, E, K]``.
+
+    Raises:
+        InvalidInput: if they do not fit, or there is no image.
+    """
+    if not len(logits) or scores.shape != (len(logits), logits.shape[1] - 1):
+        raise InvalidInput(
+            f"`scores` must be [B, E - 1], one after each expert but the last, for `logits` [B, E, K] of at least one "
+            f"image, but they are {list(scores.shape)} and {list(logits.shape)}."
+        )

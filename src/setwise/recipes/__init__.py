@@ -15,6 +15,6 @@ from setwise.recipes.schema import Recipe
 
 __all__ = ["RECIPES", "Recipe"]
 
-GROUPS = (LONG_TAILED, RIDE, PACO, BASELINES, FEW_SHOT, PATCHCONVNET)
-RECIPES: dict[str, Recipe] = {recipe.name: recipe for group in GROUPS for recipe in group}
+FAMILIES = (LONG_TAILED, RIDE, PACO, BASELINES, FEW_SHOT, PATCHCONVNET)
+RECIPES: dict[str, Recipe] = {recipe.name: recipe for family in FAMILIES for recipe in family}
 """Every recipe by name."""

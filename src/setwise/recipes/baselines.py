@@ -1,7 +1,8 @@
 """Stronger and cheaper plain baselines, and what long tails are met with today: features of a pretrained network."""
 
 from setwise.recipes.long_tailed import BATCHFORMER, CIFAR100, IMAGE_FOLDER, SECOND_STAGE, SMOKE_TIMM
-from setwise.recipes.schema import Before, Criterion, Data, Head, Optimizer, Trainer
+from setwise.recipes.published import IMAGENET_LT
+from setwise.recipes.schema import Before, Criterion, Head, Optimizer, Trainer
 
 __all__ = ["BASELINES"]
 
@@ -67,16 +68,7 @@ IMAGENET_LT_FROZEN = IMAGE_FOLDER_FROZEN.override(
     {
         "name": "imagenet-lt-frozen",
         "summary": "ImageNet-LT: relation and cosine classifier on the frozen features of --backbone.pretrained, a ViT",
-        "data": Data(
-            name="image-list",
-            root="data/imagenet",
-            train_list="ImageNet_LT_train.txt",
-            val_list="ImageNet_LT_val.txt",
-            test_list="ImageNet_LT_test.txt",
-            image_size=224,
-            augment="random-resized-crop",
-            batch_size=128,
-        ),
+        "data": IMAGENET_LT,
     }
 )
 

@@ -102,9 +102,9 @@ class Before:
     """What that stage is for: its backbone is where this one starts, or its predictions are what this one's are drawn
     to beside the labels (criterion.teacher)."""
     recipe: str | None = None
-    """Recipe of that stage. It gets this one's data set, backbone, relation, groups, seed and machine, and keeps its
-    own augmentation, sampler, head, criterion, optimizer and length. None, or with backbone.weights (for a teacher
-    criterion.teacher): no such stage."""
+    """Recipe of that stage. It gets this one's data set, network, relation, groups, seed and machine, and keeps its
+    own augmentation, sampler, frozen parts, head, criterion, optimizer and length. None, or with backbone.weights (for
+    a teacher criterion.teacher): no such stage."""
     options: dict[str, Any] = field(default_factory=dict)
     """Fields of that recipe that are to differ, such as trainer.epochs 30 or optimizer.lr 0.05; of a teacher also
     those of its network, backbone.options.num_experts 6."""

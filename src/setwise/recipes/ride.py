@@ -1,32 +1,25 @@
 """RIDE: several experts on a shared stem, with one BatchFormer for all of them, at 32 and at 224 pixels."""
 
+from dataclasses import replace
+
 from setwise.recipes.long_tailed import BATCHFORMER, CIFAR100, SHORT, SMOKE
+from setwise.recipes.published import IMAGENET_LT, INATURALIST_2018, of_groups
 from setwise.recipes.schema import (
     Backbone,
     Before,
     Criterion,
-    Data,
     Head,
     Optimizer,
     Recipe,
     Relation,
     Reported,
     Trainer,
-    Variant,
 )
 
 __all__ = ["RIDE"]
 
 
-def _reported(setting: str, *, plain: tuple[float, ...], related: tuple[float, ...]) -> tuple[Reported, ...]:
-    """Accuracy of all, many-, medium- and few-shot classes, without and with BatchFormer."""
-    variants: dict[Variant, tuple[float, ...]] = {"plain": plain, "related": related}
-    return tuple(
-        Reported(metric=metric, variant=variant, value=round(value / 100, 4), source=f"BatchFormer's table, {setting}")
-        for variant, values in variants.items()
-        for metric, value in zip(("accuracy", "many", "medium", "few"), values, strict=True)
-    )
-
+TABLE = "BatchFormer's table"
 
 # The settings of RIDE's CIFAR-100-LT run: crop, flip and rotation, lr 0.1 with Nesterov momentum, weight decay 5e-4,
 # a hundredth of the rate from epochs 160 and 180 on, class weights from 160 on, widths reduced to 24 and 48.
@@ -110,16 +103,7 @@ SMOKE_224 = SMOKE | {"data.image_size": 32, "backbone.options": {"channels": [16
 IMAGENET_LT_RIDE_10 = Recipe(
     name="imagenet-lt-ride-resnet10",
     summary="ImageNet-LT, RIDE: three experts, ResNet-10, features replaced as in the official code",
-    data=Data(
-        name="image-list",
-        root="data/imagenet",
-        train_list="ImageNet_LT_train.txt",
-        val_list="ImageNet_LT_val.txt",
-        test_list="ImageNet_LT_test.txt",
-        image_size=224,
-        augment="random-resized-crop",
-        batch_size=512,
-    ),
+    data=replace(IMAGENET_LT, batch_size=512),
     backbone=Backbone(name="ride_resnet10"),
     relation=Relation(official_replace=True),
     head=Head(name="cosine"),
@@ -138,7 +122,9 @@ IMAGENET_LT_RIDE_10 = Recipe(
     trainer=Trainer(epochs=120),
     num_seeds=3,
     paper=CIFAR100_RIDE.paper,
-    reported=_reported("RIDE (3 experts), ResNet-10", plain=(44.7, 57.0, 40.3, 25.5), related=(45.7, 56.3, 42.1, 28.3)),
+    reported=of_groups(
+        f"{TABLE}, RIDE (3 experts), ResNet-10", plain=(44.7, 57.0, 40.3, 25.5), related=(45.7, 56.3, 42.1, 28.3)
+    ),
     smoke=SMOKE_224,
 )
 IMAGENET_LT_RIDE_50 = IMAGENET_LT_RIDE_10.override(
@@ -148,8 +134,8 @@ IMAGENET_LT_RIDE_50 = IMAGENET_LT_RIDE_10.override(
         "backbone.name": "ride_resnet50",
         "data.batch_size": 256,
         "trainer.epochs": 100,
-        "reported": _reported(
-            "RIDE (3 experts), ResNet-50", plain=(53.6, 64.9, 50.4, 33.2), related=(54.1, 64.3, 51.4, 35.1)
+        "reported": of_groups(
+            f"{TABLE}, RIDE (3 experts), ResNet-50", plain=(53.6, 64.9, 50.4, 33.2), related=(54.1, 64.3, 51.4, 35.1)
         ),
     }
 )
@@ -158,8 +144,8 @@ IMAGENET_LT_RIDE_X50 = IMAGENET_LT_RIDE_50.override(
         "name": "imagenet-lt-ride-resnext50",
         "summary": "ImageNet-LT, RIDE: three experts, ResNeXt-50, features replaced as in the official code",
         "backbone.name": "ride_resnext50_32x4d",
-        "reported": _reported(
-            "RIDE (3 experts), one stage, ResNeXt-50; plain by the authors of BatchFormer",
+        "reported": of_groups(
+            f"{TABLE}, RIDE (3 experts), one stage, ResNeXt-50; plain by the authors of BatchFormer",
             plain=(55.9, 67.3, 52.8, 34.6),
             related=(56.5, 66.6, 54.2, 36.0),
         ),
@@ -169,15 +155,12 @@ INATURALIST_RIDE_50 = IMAGENET_LT_RIDE_50.override(
     {
         "name": "inaturalist-ride-resnet50",
         "summary": "iNaturalist 2018, RIDE: three experts, ResNet-50, features replaced as in the official code",
-        "data.root": "data/inaturalist2018",
-        "data.train_list": "iNaturalist18_train.txt",
-        "data.val_list": None,
-        "data.test_list": "iNaturalist18_val.txt",
+        **INATURALIST_2018,
         "data.batch_size": 128,
         "optimizer.lr": 0.2,
         "criterion.temperature_factor": 0.015,
-        "reported": _reported(
-            "RIDE (3 experts), ResNet-50", plain=(72.5, 68.1, 72.7, 73.2), related=(74.1, 65.5, 74.5, 75.8)
+        "reported": of_groups(
+            f"{TABLE}, RIDE (3 experts), ResNet-50", plain=(72.5, 68.1, 72.7, 73.2), related=(74.1, 65.5, 74.5, 75.8)
         ),
     }
 )

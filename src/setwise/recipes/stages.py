@@ -6,7 +6,7 @@ from setwise.recipes.schema import Recipe
 
 __all__ = ["stage_before", "stages"]
 
-GROUPS = ("backbone", "relation", "groups")
+GROUPS = ("relation", "groups")
 """What both stages have in common, whole."""
 FIELDS = {
     "data": (
@@ -23,9 +23,10 @@ FIELDS = {
         "cache",
         "num_workers",
     ),
+    "backbone": ("name", "pretrained", "options"),
     "trainer": ("max_steps", "on_nan", "precision", "accelerator", "devices", "num_nodes", "logger"),
 }
-"""What they have in common of other groups: the images and the machine."""
+"""What they have in common of other groups: images, network and machine. Which parts train is each one's own."""
 OF_A_STAGE = ("data", "head", "criterion", "contrast", "optimizer", "trainer")
 """Groups that ``before.options`` may change."""
 OF_NETWORK = "backbone.options."
@@ -49,7 +50,7 @@ def stage_before(recipe: Recipe) -> Recipe | None:
     values |= {group: getattr(recipe, group) for group in GROUPS}
     before = choose(part.recipe, RECIPES, "recipe (before.recipe)").override(values)
     network = dict(recipe.backbone.options)
-    own = {"backbone.frozen": False, "backbone.options": network, "seed": recipe.seed}
+    own = {"backbone.options": network, "seed": recipe.seed}
     for path, value in part.options.items():
         if path.startswith(OF_NETWORK) and part.use == "teacher":  # which may be another network
             network[path.removeprefix(OF_NETWORK)] = value
