@@ -1,4 +1,4 @@
-"""What all tests share: shape checks on, and one thread a worker.
+"""What all tests share: shape checks on, one thread a worker, and one random state to begin with.
 
 The hook must be installed before anything imports the packages it instruments, so it is not in a fixture.
 """
@@ -7,13 +7,34 @@ import typecheck
 
 typecheck.install()
 
+import random  # noqa: E402
+
 import hypothesis  # noqa: E402
+import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
 torch.set_num_threads(1)
 hypothesis.settings.register_profile("setwise", deadline=None)  # the first call of a kernel may take a second
 hypothesis.settings.load_profile("setwise")
+
+
+def _seed():
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_make_collect_report(collector):
+    """Parameters that are drawn while a file is imported are the same in every run."""
+    _seed()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """What a test draws does not depend on the tests before it."""
+    _seed()
 
 
 @pytest.fixture

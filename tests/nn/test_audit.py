@@ -16,11 +16,6 @@ from setwise.nn import BatchFormer, BatchFormerV2, audit
 B, N, C = 5, 6, 8
 
 
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
-
-
 def mlp(norm=nn.BatchNorm1d, **options):
     return nn.Sequential(nn.Linear(C, C), norm(C, **options), nn.ReLU(inplace=True), nn.Dropout(0.5), nn.Linear(C, 3))
 
