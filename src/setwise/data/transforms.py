@@ -138,12 +138,15 @@ def to_grey(image: UInt8[Tensor, "3 _ _"], image_size: int | None) -> UInt8[Tens
 
 
 def normalise(
-    images: UInt8[Tensor, "b c h w"], *, mean: Sequence[float], std: Sequence[float]
+    images: UInt8[Tensor, "b _ h w"], *, mean: Sequence[float], std: Sequence[float]
 ) -> Float32[Tensor, "b c h w"]:
-    """From bytes to zero mean and unit deviation; ``mean`` and ``std`` are of pixels in 0..1."""
+    """From bytes to zero mean and unit deviation; ``mean`` and ``std`` are of pixels in 0..1, one for each channel.
+
+    Images of one channel get as many equal ones as there are means: those of grey sets stay small until here.
+    """
     shift = torch.tensor(mean)[:, None, None] * 255
     scale = 1 / (torch.tensor(std)[:, None, None] * 255)
-    return images.float().sub_(shift).mul_(scale)
+    return images.expand(-1, len(mean), -1, -1).float().sub_(shift).mul_(scale)
 
 
 def crop_and_flip(
