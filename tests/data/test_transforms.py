@@ -126,6 +126,11 @@ def test_normalise_follows_the_formula():
     torch.testing.assert_close(normalise(images, mean=mean, std=std), expected.float(), rtol=1e-5, atol=1e-5)
 
 
+def test_grey_images_are_normalised_as_three_equal_channels():
+    images, numbers = some_images(2)[:, :1], {"mean": (0.1, 0.5, 0.3), "std": (0.2, 0.3, 0.4)}
+    assert torch.equal(normalise(images, **numbers), normalise(images.expand(-1, 3, -1, -1).clone(), **numbers))
+
+
 def test_cutout_blackens_at_most_16_by_16_pixels():
     from setwise.data.transforms import cutout
 

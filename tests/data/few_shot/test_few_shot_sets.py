@@ -1,7 +1,7 @@
 """Contract: what holds for every few-shot set in the table, in every layout it may have on disk."""
 
 import inspect
-from dataclasses import fields
+from dataclasses import fields, replace
 from itertools import combinations
 from pathlib import Path
 
@@ -9,7 +9,15 @@ import few_shot_fakes
 import pytest
 import torch
 
-from setwise.data.few_shot import FEW_SHOT, EpisodeSampler, FewShotSplits, Pool, make_episode_loader
+from setwise.data.few_shot import (
+    FEW_SHOT,
+    EpisodeSampler,
+    FewShotSplits,
+    Pool,
+    classes_of_training,
+    make_episode_loader,
+)
+from setwise.data.loader import make_loader
 from setwise.recipes.schema import Data
 from setwise.seeds import generator
 
@@ -111,6 +119,23 @@ def test_normalised_pixels_are_centred(splits):
     assert len(splits.mean) == len(splits.std) == 3
     centred = (images.mean((0, 2, 3)) - torch.tensor(splits.mean)) / torch.tensor(splits.std)
     assert centred.abs().max() < 3
+
+
+def test_training_classes_are_a_classification_set_with_as_many_channels_as_means(splits):
+    """Grey sets, too: a trunk that learns them must fit the episodes, whose images have three channels."""
+    parts = classes_of_training(splits, seed=0)
+    loader = make_loader(
+        replace(parts.train, image_size=8),
+        batch_size=4,
+        transform="none",
+        mean=parts.mean,
+        std=parts.std,
+        seed=0,
+        train=True,
+        epochs=1,
+        num_classes=len(parts.class_names),
+    )
+    assert next(iter(loader)).image.shape == (4, 3, 8, 8)
 
 
 def test_characters_have_their_alphabet_as_superclass(tmp_path: Path):
