@@ -11,12 +11,13 @@ import torch
 
 from setwise.cli import main
 from setwise.cli.options import find_recipe
-from setwise.collapse import examine, gather_images
+from setwise.collapse import embed, examine, gather_images
 from setwise.errors import InvalidInput
-from setwise.recipes import RECIPES
+from setwise.recipes import RECIPES, yaml_file
 from setwise.run import evaluate
 from setwise.run_folder import RunFolder
 from setwise.show.support import attend, support_figure
+from setwise.work import load_few_shot
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +151,11 @@ class TestCollapse:
         out = tmp_path / "shown"
         runs = [str(folder.path), str(folder.path)]
         assert main(["collapse", *runs, "--shown", "2", "--num-neighbours", "3", "--out", str(out)]) == 0
-        assert sorted(path.name for path in out.iterdir()) == ["1.png", "2.png", "collapse.html"]
+        assert sorted(path.name for path in out.iterdir()) == ["1.png", "2.png", "collapse.html", "collapse.json"]
+        numbers = json.loads((out / "collapse.json").read_text())
+        assert numbers[0]["test_classes"] == numbers[1]["test_classes"]
+        assert 0 <= numbers[0]["training_classes"]["same_class"] <= 1
+        assert "Trained on episodes of" in (out / "collapse.html").read_text()
         assert "test" in capsys.readouterr().out
 
     def test_test_classes_are_numbered_after_the_training_classes(self, finished):
@@ -164,6 +169,12 @@ class TestCollapse:
     def test_the_network_is_left_as_it_was_and_the_seed_decides(self, finished, batch_moments):
         folder, _ = finished
         gallery = gather_images(folder.path, per_class=3)
+        task, _ = load_few_shot(folder, yaml_file.read(folder.recipe))
+        before = {name: value.clone() for name, value in task.state_dict().items()}
+        features = embed(task, gallery, batch_moments=batch_moments, seed=0)
+        assert all(torch.equal(value, before[name]) for name, value in task.state_dict().items())
+        assert not any(module.training for module in task.modules())
+        assert torch.equal(features, embed(task, gallery, batch_moments=batch_moments, seed=0))
         one, two = (
             examine(folder.path, gallery, num_neighbours=2, shown=3, batch_moments=batch_moments) for _ in range(2)
         )

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from setwise.build import build_episode_data, training_sources
 from setwise.data.few_shot import FewShotSplits, Pool, one_size, squash
@@ -61,6 +62,8 @@ class Found:
     """Queries to look at, the same for every network."""
     neighbours: Int64[Tensor, "q K"]
     """Theirs."""
+    episodes: str
+    """What the network was trained on, as a clause: of related classes little must keep its distance."""
 
 
 def gather_images(path: Path, *, root: str | None = None, per_class: int, seed: int = 0) -> Gallery:
@@ -152,7 +155,20 @@ def examine(
         neighbours = nearest(features, chosen, num_neighbours=num_neighbours)
         found[of_train] = (collapse(neighbours, chosen, gallery.target, gallery.trained), chosen, neighbours)
     of_test, chosen, neighbours = found[False]
-    return Found(f"{recipe.name} ({path})", of_test, found[True][0], chosen[:shown], neighbours[:shown])
+    name = f"{recipe.name} ({path})"
+    return Found(name, of_test, found[True][0], chosen[:shown], neighbours[:shown], _episodes_of(recipe))
+
+
+def _episodes_of(recipe: Recipe) -> str:
+    episodes = recipe.episodes
+    classes = "as many classes as are drawn" if episodes.n_way is None else f"{episodes.n_way} classes"
+    related = "drawn from the whole training set (episodes.hierarchy false)"
+    if episodes.hierarchy:
+        related = "related where the data has a hierarchy (episodes.hierarchy)"
+    if episodes.hierarchy and episodes.ignore_hierarchy:
+        related += f", which {100 * episodes.ignore_hierarchy:g} % of the episodes ignore (episodes.ignore_hierarchy)"
+    simclr = f"; {100 * episodes.simclr_fraction:g} % were SimCLR episodes" if episodes.simclr_fraction else ""
+    return f"trained on episodes of {classes}, {related}{simclr}"
 
 
 @torch.no_grad()
@@ -167,14 +183,17 @@ def embed(task: FewShot, gallery: Gallery, *, batch_moments: bool, seed: int) ->
     """
     number = len(gallery.images)
     order = torch.randperm(number, generator=generator(seed, "batches")) if batch_moments else torch.arange(number)
-    task.trunk.train(batch_moments)
+    norms = [module for module in task.trunk.modules() if isinstance(module, _BatchNorm)]
+    for norm in norms:  # and nothing else: dropout is not part of the question
+        norm.train(batch_moments)
     state = {name: value.clone() for name, value in task.trunk.state_dict().items()}
     parts = []
     for places in order.split(IMAGES_AT_ONCE):
         image = normalise(gallery.images[places], mean=gallery.mean, std=gallery.std)
         parts.append(task.trunk(image.to(task.device)).float().mean((2, 3)).cpu())
     task.trunk.load_state_dict(state)  # running averages, which took part in training mode
-    task.trunk.eval()
+    for norm in norms:
+        norm.eval()
     return torch.cat(parts)[torch.argsort(order)]
 
 

@@ -42,7 +42,8 @@ def episode_scores(task: FewShot, loader: DataLoader[Any]) -> list[EpisodeScore]
         RunError: if there is no episode.
     """
     task.eval()
-    mine = [task.score(task.transfer_batch_to_device(batch, task.device, 0)) for batch in loader]
+    with task.keeping_maps():
+        mine = [task.score(task.transfer_batch_to_device(batch, task.device, 0)) for batch in loader]
     every = {score.index: score for part in gather_objects(mine) for score in part}
     if not every:
         raise RunError("There is no episode to evaluate.")

@@ -11,6 +11,7 @@ from setwise.errors import InvalidInput
 from setwise.losses import nt_xent
 from setwise.recipes import RECIPES
 from setwise.tasks import EpisodeScore, FewShot
+from setwise.tasks.kept_maps import KeptMaps
 
 SIDE, SHOTS, WAYS, QUERIES = 16, 2, 3, 2
 TINY = {"backbone.options": {"width": 4, "depth": 1}}
@@ -31,6 +32,40 @@ def make_batch(seed=0, simclr=False):
 
 def predict(task, batch, number=None):
     return task(batch.support, batch.support_target, batch.query[:number])
+
+
+@pytest.mark.parametrize(("test_moments", "looked_at"), [("running", 11), ("support", 4 * 12)])
+def test_the_trunk_sees_an_image_once_where_it_makes_the_same_of_it_in_every_episode(test_moments, looked_at):
+    task = make(episodes__test_moments=test_moments).eval()
+    images = torch.randn(11, 3, SIDE, SIDE)
+    seen = []
+    task.trunk.register_forward_pre_hook(lambda trunk, inputs: seen.append(len(inputs[0])))
+    batches = []
+    for first in range(4):
+        numbers = (torch.arange(12) + first) % 11
+        support, query = images[numbers].split(6)
+        batches.append(make_batch()._replace(support=support, query=query, numbers=numbers))
+    with torch.no_grad():
+        alone = [task.score(batch) for batch in batches]
+        seen.clear()
+        with task.keeping_maps():
+            together = [task.score(batch) for batch in batches]
+    assert together == alone
+    assert sum(seen) == looked_at
+
+
+def test_maps_that_are_kept_have_a_limit_and_the_oldest_go_first():
+    images = torch.arange(4.0)[:, None, None, None].expand(4, 1, 2, 2)
+    kept = KeptMaps(most_bytes=2 * 16)
+    seen = []
+
+    def trunk(x):
+        seen.extend(x[:, 0, 0, 0].tolist())
+        return x + 1
+
+    for numbers in ([0, 1, 2], [1, 2, 1], [0, 3]):
+        assert torch.equal(kept(numbers, images[numbers], trunk), images[numbers] + 1)
+    assert seen == [0, 1, 2, 0, 3]
 
 
 @pytest.mark.parametrize("name", ["omniglot-ctx", "omniglot-prototypical"])
@@ -78,6 +113,15 @@ def test_a_contrastive_loss_is_added_with_its_weight():
     one, other = task.trunk(views).mean((2, 3)).chunk(2)
     torch.testing.assert_close(losses[0], own + nt_xent(one, other).mean(), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(losses[1] - losses[0], nt_xent(one, other).mean(), rtol=1e-4, atol=1e-4)
+
+
+def test_views_of_a_contrastive_loss_leave_the_running_averages_to_the_images_of_the_episode():
+    tasks = [make(episodes__contrastive_weight=weight).train() for weight in (1.0, 0.0)]
+    views = torch.randn(2 * WAYS * SHOTS, 3, SIDE, SIDE)
+    for task, shown in zip(tasks, (views, None), strict=True):
+        task.training_step(make_batch()._replace(views=shown), 0)
+    for (name, one), other in zip(tasks[0].trunk.named_buffers(), tasks[1].trunk.buffers(), strict=True):
+        assert torch.equal(one, other), name
 
 
 def test_a_frozen_trunk_stays_as_it_was_loaded():

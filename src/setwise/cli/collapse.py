@@ -24,7 +24,8 @@ class _Collapse:
     """Show the nearest neighbours of images of classes that were never trained on, of one or more few-shot runs.
 
     Prints which share of the neighbours is of the same class, of the one commonest wrong class, and of training
-    classes, for queries of test classes and (as a control) of training classes; writes the paper's figure, and a page.
+    classes, for queries of test classes and (as a control) of training classes; writes the paper's figure, a page, and
+    the numbers.
     """
 
     runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN...")]
@@ -65,6 +66,12 @@ def collapse_(args: Sequence[str]) -> None:
     galleries = [
         gather_images(run, root=options.root, per_class=options.per_class, seed=options.seed) for run in options.runs
     ]
+    for run, gallery in zip(options.runs, galleries, strict=True):
+        if gallery.class_names != galleries[0].class_names or len(gallery.images) != len(galleries[0].images):
+            raise InvalidInput(
+                f"{run} was trained on other classes than {options.runs[0]}, so their neighbours are not those of the "
+                "same images: show one run at a time."
+            )
     found = [
         examine(
             run,

@@ -14,7 +14,7 @@ __all__ = ["support_moments"]
 
 
 @contextmanager
-def support_moments(trunk: nn.Module, num_support: int) -> Iterator[None]:
+def support_moments(trunk: nn.Module, num_support: int, *, running: bool = True) -> Iterator[None]:
     """Within, the batch norms of ``trunk`` normalise all images by mean and variance of the first ``num_support``.
 
     So queries are not seen by each other (as they would be by a batch norm in training), nor by the support set, and
@@ -26,6 +26,7 @@ def support_moments(trunk: nn.Module, num_support: int) -> Iterator[None]:
         trunk: called within on ``[support, query]``, support images first; its norms that train or have no running
             averages are concerned, and in evaluation mode those of all.
         num_support: images ``S`` of the support set, at least 1.
+        running: whether the running averages take in these moments in training; not those of images that no test shows.
 
     Raises:
         InvalidInput: if there is no support image.
@@ -45,19 +46,19 @@ def support_moments(trunk: nn.Module, num_support: int) -> Iterator[None]:
     norms = [module for module in trunk.modules() if isinstance(module, _BatchNorm)]
     try:
         for norm in norms:
-            norm.forward = partial(_normalize, norm, num_support)  # type: ignore[method-assign]
+            norm.forward = partial(_normalize, norm, num_support, running)  # type: ignore[method-assign]
         yield
     finally:
         for norm in norms:
             del norm.forward
 
 
-def _normalize(norm: _BatchNorm, num_support: int, x: Tensor) -> Tensor:
+def _normalize(norm: _BatchNorm, num_support: int, running: bool, x: Tensor) -> Tensor:
     """A batch norm's forward, and the activation that timm's norms carry."""
     wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
     dims = [0, *range(2, x.dim())]
     variance, mean = torch.var_mean(wide[:num_support], dims, correction=0)
-    if norm.training and norm.track_running_stats:
+    if running and norm.training and norm.track_running_stats:
         _take_in(norm, mean.detach(), variance.detach())
     scale = torch.rsqrt(variance + norm.eps)
     scale = scale if norm.weight is None else scale * norm.weight.to(wide.dtype)

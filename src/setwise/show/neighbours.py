@@ -3,8 +3,10 @@
 As in the paper's first figure: the neighbours of the commonest wrong class are framed, test classes are marked.
 """
 
+import json
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ from setwise.show.files import DPI, new_folder, png
 __all__ = ["PAGE", "neighbours_figure", "shares_table", "write_neighbours"]
 
 PAGE = "collapse.html"
+NUMBERS = "collapse.json"
 FRAME = "#d55e00"
 """Of neighbours of the commonest wrong class; the mark of test classes is MARK (Okabe and Ito, 2008)."""
 MARK = "#0072b2"
@@ -90,7 +93,7 @@ def _draw(axes: Axes, gallery: Gallery, place: int, *, framed: bool) -> None:
 def write_neighbours(
     found: Sequence[Found], galleries: Sequence[Gallery], folder: Path, *, batch_moments: bool
 ) -> Path:
-    """Write ``NUMBER.png`` for every network, and ``collapse.html`` with all of them beside the shares.
+    """Write ``NUMBER.png`` for every network, ``collapse.html`` with all of them, and the shares to ``collapse.json``.
 
     Args:
         found: one a network.
@@ -109,15 +112,20 @@ def write_neighbours(
     for number, (one, gallery) in enumerate(zip(found, galleries, strict=True), 1):
         drawn = png(neighbours_figure(one, gallery))
         write_whole(folder / f"{number}.png", drawn)
-        parts.append(
-            section(one.name, image("image/png", drawn, alt=f"Queries and their nearest neighbours: {one.name}"))
-        )
+        said = element("p", f"{one.episodes[0].upper()}{one.episodes[1:]}.", class_="faint")
+        picture = image("image/png", drawn, alt=f"Queries and their nearest neighbours: {one.name}")
+        parts.append(section(one.name, said, picture))
+    write_whole(folder / NUMBERS, json.dumps([_numbers(one) for one in found], indent=2) + "\n")
     shares = section("What the neighbours are, %", table(HEADS, shares_table(found)))
     title = "Supervision collapse"
     write_whole(
         folder / PAGE, document(title, element("h1", title), _about(galleries[0], batch_moments), shares, *parts)
     )
     return folder / PAGE
+
+
+def _numbers(one: Found) -> dict[str, object]:
+    return {"network": one.name, "test_classes": asdict(one.of_test), "training_classes": asdict(one.of_train)}
 
 
 def _about(gallery: Gallery, batch_moments: bool) -> Html:

@@ -3,7 +3,9 @@
 Letters: ``S`` support images, ``Q`` queries, ``K`` classes of the episode, ``C`` channels, ``H W`` image size.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import NamedTuple
 
 import lightning.pytorch as L
@@ -22,6 +24,7 @@ from setwise.losses import nt_xent
 from setwise.metrics import mean_interval
 from setwise.nn.gather import gather_objects
 from setwise.nn.support_moments import support_moments
+from setwise.tasks.kept_maps import KeptMaps
 
 __all__ = ["EpisodeScore", "FewShot"]
 
@@ -81,6 +84,7 @@ class FewShot(L.LightningModule):
             trunk.requires_grad_(False).eval()
         self._curves: dict[str, list[Tensor]] = {}
         self._validation: list[EpisodeScore] = []
+        self._kept: KeptMaps | None = None
 
     def train(self, mode: bool = True) -> "FewShot":
         """Training mode, in which a frozen trunk stays as it was loaded."""
@@ -96,11 +100,19 @@ class FewShot(L.LightningModule):
         query: Float[Tensor, "Q c H W"],
     ) -> Float[Tensor, "Q K"]:
         """Scores of the queries for the classes of the support set, in label order."""
-        maps = self._maps(torch.cat([support, query]), len(support))  # [S+Q, C, h, w]
-        return self.head(maps[len(support) :], maps[: len(support)], support_target)
+        return self._scores(self._maps(torch.cat([support, query]), len(support)), support_target)
+
+    def _scores(self, maps: Float[Tensor, "n C h w"], support_target: Int[Tensor, "S"]) -> Float[Tensor, "Q K"]:
+        num_support = len(support_target)
+        return self.head(maps[num_support:], maps[:num_support], support_target)
+
+    @property
+    def _of_the_episode(self) -> bool:
+        """Whether what the trunk makes of an image depends on the episode that it stands in."""
+        return self.trunk.training or (self.test_moments == "support" and not self.freeze_trunk)
 
     def _maps(self, image: Tensor, num_support: int) -> Tensor:
-        if self.trunk.training or (self.test_moments == "support" and not self.freeze_trunk):
+        if self._of_the_episode:
             if self.trunk.training and self.moments == "all":
                 return self.trunk(image)
             with support_moments(self.trunk, num_support):
@@ -120,7 +132,9 @@ class FewShot(L.LightningModule):
         self._curves.setdefault(f"train/{kind}_accuracy", []).append(correct)
         if batch.views is None:
             return loss
-        contrastive = nt_xent(*self.trunk(batch.views).mean((2, 3)).chunk(2)).mean()
+        with support_moments(self.trunk, len(batch.views), running=False):
+            views = self.trunk(batch.views).mean((2, 3))
+        contrastive = nt_xent(*views.chunk(2)).mean()
         self._curves.setdefault("train/contrastive_loss", []).append(contrastive.detach())
         return loss + self.contrastive_weight * contrastive
 
@@ -143,11 +157,34 @@ class FewShot(L.LightningModule):
                 "--optimizer.lr, warm up longer (--optimizer.warmup-epochs), or clip with --trainer.gradient-clip 1."
             )
 
+    @contextmanager
+    def keeping_maps(self) -> Iterator[None]:
+        """Within, :meth:`score` calls the trunk once for every image that it has a number of.
+
+        Hundreds of episodes show the same few images; a network that would make something else of an image in another
+        episode, or whose weights change meanwhile, must not be asked so.
+        """
+        self._kept = KeptMaps()
+        try:
+            yield
+        finally:
+            self._kept = None
+
     def score(self, batch: EpisodeBatch) -> EpisodeScore:
         """Accuracy over the queries of an episode."""
-        logits = self(batch.support, batch.support_target, batch.query)
+        image = torch.cat([batch.support, batch.query])
+        trunk = partial(self._maps, num_support=len(batch.support))
+        if self._kept is None or batch.numbers is None or self._of_the_episode:
+            maps = trunk(image)
+        else:
+            maps = self._kept(batch.numbers.tolist(), image, trunk)
+        logits = self._scores(maps, batch.support_target)
         accuracy = (logits.argmax(1) == batch.query_target).double().mean()
         return EpisodeScore(int(batch.index), float(accuracy), logits.shape[1], len(batch.support))
+
+    def on_validation_epoch_start(self) -> None:
+        """Images of validation are seen once."""
+        self._kept = KeptMaps()
 
     def validation_step(self, batch: EpisodeBatch, batch_idx: int) -> None:
         """Score an episode of validation classes."""
@@ -157,6 +194,7 @@ class FewShot(L.LightningModule):
         """Log the mean over all episodes."""
         scores = [score for part in gather_objects(self._validation) for score in part]
         self._validation.clear()
+        self._kept = None
         self.log_dict({f"val/{name}": value for name, value in self.metrics(scores).items()})
 
     @property

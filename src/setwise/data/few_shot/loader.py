@@ -5,6 +5,7 @@ number of worker processes gives the same episodes, and a resumed run goes on wi
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -49,6 +50,8 @@ class EpisodeBatch(NamedTuple):
     """Every support image is a class of its own, and the queries are views of them."""
     views: Float32[Tensor, "two_s 3 h w"] | None = None
     """Two views of every support image, the first ones of all, then the second ones; where they were asked for."""
+    numbers: Int64[Tensor, "s_and_q"] | None = None
+    """Of each image, support set first, in evaluation: the same number is the same image in every episode."""
 
 
 class Turn(NamedTuple):
@@ -111,18 +114,20 @@ class Episodes(Dataset[Fetched]):
         views: bool = False,
     ) -> None:
         self.sources, self.image_size, self.mean, self.std = sources, image_size, mean, std
+        self.firsts = [0, *accumulate(len(pool) for pool, _ in sources)]
         self.seed, self.train, self.augment = seed, train, augment
         self.simclr_fraction = simclr_fraction if train else 0.0
         self.views = views and train
         self.sharp, self.blurred = (SimCLRTransform(image_size, blur=blur) for blur in (False, True))
 
     def __getitem__(self, turn: Turn) -> Fetched:
-        pool, episode = self.draw(turn)
+        source, episode = self.draw(turn)
         simclr = bool(torch.rand((), generator=self._generator("simclr", turn)) < self.simclr_fraction)
         if simclr:
             episode = simclr_episode(episode)
-        places, where = torch.cat([episode.support, episode.query]).unique(return_inverse=True)
-        images = read(pool, places)
+        drawn = torch.cat([episode.support, episode.query])
+        places, where = drawn.unique(return_inverse=True)
+        images = read(self.sources[source][0], places)
         problems = tuple(str(image) for image in images if isinstance(image, DataError))
         if problems:
             return Fetched(None, problems)
@@ -138,16 +143,16 @@ class Episodes(Dataset[Fetched]):
             index=turn.index,
             simclr=simclr,
             views=self._two_views(support, turn) if self.views else None,
+            numbers=None if self.train else drawn + self.firsts[source],
         )
         return Fetched(batch, ())
 
-    def draw(self, turn: Turn) -> tuple[Pool, Episode]:
-        """The images of an episode, before it may become a SimCLR episode."""
+    def draw(self, turn: Turn) -> tuple[int, Episode]:
+        """The place of a source and the images of an episode, before it may become a SimCLR episode."""
         source = 0
         if len(self.sources) > 1:
             source = int(torch.randint(len(self.sources), (), generator=self._generator("source", turn)))
-        pool, sampler = self.sources[source]
-        return pool, sampler.draw(self._generator("episode", turn))
+        return source, self.sources[source][1].draw(self._generator("episode", turn))
 
     def _generator(self, purpose: str, turn: Turn) -> torch.Generator:
         if self.train:
@@ -205,8 +210,9 @@ class EpisodeLoader(DataLoader[Any]):
         batch, problems = self.dataset[turn]
         settle(problems, on_error="raise", what="images", way_out=WAY_OUT)
         assert batch is not None
-        pool, drawn = self.dataset.draw(turn)
-        return batch, tuple(pool.class_names[label] for label in drawn.classes.tolist())
+        source, drawn = self.dataset.draw(turn)
+        names = self.dataset.sources[source][0].class_names
+        return batch, tuple(names[label] for label in drawn.classes.tolist())
 
     def __iter__(self) -> Iterator[EpisodeBatch]:  # type: ignore[override]
         """Episodes of one epoch.
