@@ -4,6 +4,7 @@ All do the same work, from feature maps of 512 channels to scores, both projecti
 entropy and its backward pass to features and weights. Variants:
 
   ours          setwise.nn.CrossTransformer
+  ours, fused   the same on its other way, which is taken on GPUs and on processors without AVX-512
   loop          the yardstick: torch's fused attention class by class, which is five lines and takes unequal shots
   einsum        explicit scores in einsum for all queries at once (equal shots only)
   einsum, each  the same for one query at a time
@@ -22,8 +23,10 @@ import os
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +34,7 @@ from measuring import Step, fresh, middle, processor, refuse_old, take_turns
 from torch import Tensor
 
 from setwise.nn import CrossTransformer
+from setwise.nn.rebuilding import fused
 
 DIM, KEY = 512, 128
 RAGGED = (1, 2, 3, 5, 8, 12, 16, 20)
@@ -66,7 +70,8 @@ CASES = {
     for grid in (14, 7)
     for value in (128, 512)
 } | {"paper": Case(PAPER, 14, 128, queries=233)}
-VARIANTS = ("ours", "loop", "einsum", "einsum, each")
+VARIANTS = ("ours", "ours, fused", "loop", "einsum", "einsum, each")
+OF_ANY_SHOTS = VARIANTS[:3]
 Score = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
@@ -82,21 +87,21 @@ def loop(query: Tensor, support: Tensor, target: Tensor, key: Tensor, value: Ten
     return -torch.stack(distances, 1)
 
 
-def einsum(query: Tensor, support: Tensor, target: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def einsum(
+    query: Tensor, support: Tensor, target: Tensor, key: Tensor, value: Tensor, queries_at_once: int | None = None
+) -> Tensor:
     """Explicit scores, all classes at once, which must have equal shots."""
     classes = int(target.max()) + 1
     support = support[target.argsort()].unflatten(0, (classes, -1))
-    queries = torch.einsum("qchw,dc->qhwd", query, key)
-    values = torch.einsum("qchw,dc->qhwd", query, value)
-    keys = torch.einsum("knchw,dc->knhwd", support, key)
-    scores = torch.einsum("qhwd,knijd->qkhwnij", queries, keys) * key.shape[0] ** -0.5
-    weights = scores.flatten(4).softmax(-1).view_as(scores)
-    rebuilt = torch.einsum("qkhwnij,knijd->qkhwd", weights, torch.einsum("knchw,dc->knhwd", support, value))
-    return -(rebuilt - values[:, None]).square().sum(-1).mean((2, 3))
-
-
-def einsum_each(query: Tensor, support: Tensor, target: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    return torch.cat([einsum(one, support, target, key, value) for one in query.split(1)])
+    keys, support_values = (torch.einsum("knchw,dc->knhwd", support, weight) for weight in (key, value))
+    queries, values = (torch.einsum("qchw,dc->qhwd", query, weight) for weight in (key, value))
+    distances = []
+    for q, v in zip(*(x.split(queries_at_once or len(query)) for x in (queries, values)), strict=True):
+        scores = torch.einsum("qhwd,knijd->qkhwnij", q, keys) * key.shape[0] ** -0.5
+        weights = scores.flatten(4).softmax(-1).view_as(scores)
+        rebuilt = torch.einsum("qkhwnij,knijd->qkhwd", weights, support_values)
+        distances.append((rebuilt - v[:, None]).square().sum(-1).mean((2, 3)))
+    return -torch.cat(distances)
 
 
 def ours(query: Tensor, support: Tensor, target: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -104,7 +109,18 @@ def ours(query: Tensor, support: Tensor, target: Tensor, key: Tensor, value: Ten
     return torch.func.functional_call(head, {"key.weight": key, "value.weight": value}, (query, support, target))
 
 
-SCORE: dict[str, Score] = {"ours": ours, "loop": loop, "einsum": einsum, "einsum, each": einsum_each}
+def ours_fused(*inputs: Tensor) -> Tensor:
+    with patch("setwise.nn.cross_transformer.squared_distances", fused):
+        return ours(*inputs)
+
+
+SCORE: dict[str, Score] = {
+    "ours": ours,
+    "ours, fused": ours_fused,
+    "loop": loop,
+    "einsum": einsum,
+    "einsum, each": partial(einsum, queries_at_once=1),
+}
 
 
 def make_step(case: Case, variant: str, *, training: bool) -> Callable[[], Tensor]:
@@ -135,7 +151,7 @@ def make_step(case: Case, variant: str, *, training: bool) -> Callable[[], Tenso
 
 
 def variants_of(case: Case) -> list[str]:
-    return list(VARIANTS if len(set(case.shots)) == 1 else VARIANTS[:2])
+    return list(VARIANTS if len(set(case.shots)) == 1 else OF_ANY_SHOTS)
 
 
 def check_equal(case: Case) -> None:
@@ -148,7 +164,7 @@ def check_equal(case: Case) -> None:
 
 def time_case(case: Case, *, training: bool, turns: int, slow: bool) -> dict[str, list[float]]:
     a, b = torch.randn(1024, 1024), torch.randn(1024, 1024)
-    variants = variants_of(case) if slow else variants_of(case)[:2]
+    variants = variants_of(case) if slow else OF_ANY_SHOTS
     steps: dict[str, Step] = {v: make_step(case, v, training=training) for v in variants}
     return take_turns(steps | {"product": lambda: a @ b}, turns)
 
@@ -193,7 +209,7 @@ def rows_of(name: str, arguments: argparse.Namespace) -> list[str]:
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=[name for name in CASES if name != "paper"])
-    parser.add_argument("--paper", action="store_true", help="the episode of the paper's size instead, ours and loop")
+    parser.add_argument("--paper", action="store_true", help="the episode of the paper's size instead")
     parser.add_argument("--turns", type=int, default=7, help="measured turns of each cell (default 7)")
     parser.add_argument("--threads", type=int, default=1, help="torch's threads (default 1)")
     parser.add_argument("--fast", dest="slow", action="store_false", help="leave out the einsum variants")

@@ -22,18 +22,24 @@ stands in --out is not made again, so that a broken benchmark goes on.
 import argparse
 import json
 import os
+from collections.abc import Callable
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from arms import carry_out, machine
 
 from setwise import run
-from setwise.collapse import examine, gather_images
+from setwise.build import build_episode_data
+from setwise.collapse import Gallery, examine, gather_images
+from setwise.data.few_shot import FewShotSplits
+from setwise.episodes import episode_metrics, score_sets
 from setwise.metrics import seed_interval
 from setwise.recipes import RECIPES, Recipe
 from setwise.run_folder import RunFolder, write_whole
+from setwise.work import load_few_shot, loaders_of
 
 DATA = Path(os.environ.get("SETWISE_DATA", Path(__file__).parents[2] / "shared" / "data"))
 SETS = {"omniglot": "omniglot", "tinyimagenet-few-shot": "tinyimagenet-fewshot"}
@@ -91,6 +97,29 @@ def folder_of(data_set: str, arm: str, seed: int, arguments: argparse.Namespace)
     return arguments.out / data_set / arm / f"seed-{seed}"
 
 
+KEPT: dict = {}
+"""What a process has read of the set that it read last, for its next run."""
+
+
+def kept(what: str, data_set: str, read: Callable[[], Any]) -> Any:
+    if KEPT.setdefault("set", data_set) != data_set:
+        KEPT.clear()
+        KEPT["set"] = data_set
+    return KEPT[what] if what in KEPT else KEPT.setdefault(what, read())
+
+
+def sets_of(data_set: str, arguments: argparse.Namespace) -> dict[str, FewShotSplits]:
+    """The pools, which are the same for every arm and seed."""
+    recipe = arm_recipe(data_set, "ctx", 0, folder_of(data_set, PRETRAIN, 0, arguments), arguments)
+    return kept("sets", data_set, lambda: build_episode_data(recipe))
+
+
+def gallery_of(data_set: str, arguments: argparse.Namespace) -> Gallery:
+    return kept(
+        "gallery", data_set, lambda: gather_images(folder_of(data_set, COLLAPSE[0], 0, arguments), per_class=130)
+    )
+
+
 def train(data_set: str, arm: str, seed: int, arguments: argparse.Namespace) -> str:
     folder, trunk = (folder_of(data_set, name, seed, arguments) for name in (arm, PRETRAIN))
     if arm == PRETRAIN:
@@ -99,10 +128,15 @@ def train(data_set: str, arm: str, seed: int, arguments: argparse.Namespace) -> 
         recipe = arm_recipe(data_set, arm, seed, trunk, arguments)
     line = run.fit(recipe, folder, resume=folder.is_dir(), progress=False, say=lambda text: None)
     if arm != PRETRAIN and not (folder / "tests.json").is_file():
-        found = {name: run.evaluate(folder, recipe=recipe.override(test))[0] for name, test in TESTS.items()}
+        task, model = load_few_shot(RunFolder(folder), recipe)
+        sets = sets_of(data_set, arguments)
+        found = {}
+        for name, test in TESTS.items():
+            loaders = loaders_of(recipe.override(test), sets, "test", model)
+            found[name] = episode_metrics(score_sets(task, loaders))
         write_whole(folder / "tests.json", json.dumps(found))
     if arm in COLLAPSE and not (folder / "collapse.json").is_file():
-        neighbours = examine(folder, gather_images(folder, per_class=130))
+        neighbours = examine(folder, gallery_of(data_set, arguments))
         kinds = {"test classes": neighbours.of_test, "training classes": neighbours.of_train}
         write_whole(folder / "collapse.json", json.dumps({kind: asdict(found) for kind, found in kinds.items()}))
     return f"{data_set}, {arm}, seed {seed}: {line['seconds']:.0f} s"

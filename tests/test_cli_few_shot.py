@@ -9,15 +9,18 @@ import numpy as np
 import pytest
 import torch
 
+from setwise.build import build_episode_data
 from setwise.cli import main
 from setwise.cli.options import find_recipe
+from setwise.cli.rank import _measured
 from setwise.collapse import embed, examine, gather_images
+from setwise.data.few_shot import FEW_SHOT
 from setwise.errors import InvalidInput
 from setwise.recipes import RECIPES, yaml_file
 from setwise.run import evaluate
 from setwise.run_folder import RunFolder
 from setwise.show.support import attend, support_figure
-from setwise.work import load_few_shot
+from setwise.work import load_few_shot, loaders_of
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +52,26 @@ def test_evaluating_again_gives_the_same_numbers(finished):
     metrics, classes = evaluate(folder.path)
     assert metrics == pytest.approx(line["metrics"], abs=1e-6)
     assert classes == []
+
+
+def test_another_set_is_normalised_as_the_network_was_trained(finished, tmp_path):
+    folder, _ = finished
+    options = few_shot_fakes.write("class-folders", tmp_path / "data")
+    changes = {f"data.{name}": value for name, value in options.items()} | {"data.name": "class-folders"}
+    recipe = yaml_file.read(folder.recipe).override(changes)
+    _, model = load_few_shot(folder, recipe)
+    (loader,) = loaders_of(recipe, build_episode_data(recipe), "test", model).values()
+    assert (list(loader.dataset.mean), list(loader.dataset.std)) == (model.mean, model.std)
+    metrics, _ = evaluate(folder.path, recipe=recipe)
+    assert 0 <= metrics["accuracy"] <= 1
+
+
+@pytest.mark.parametrize("name", FEW_SHOT)
+def test_every_set_says_how_to_get_it_whether_a_recipe_takes_it_or_not(name, capsys):
+    assert main(["data", name, "--data.root", "nowhere"]) == 2
+    said = capsys.readouterr()
+    assert FEW_SHOT[name].licence in said.out
+    assert "nowhere" in said.err
 
 
 def test_several_sets_are_reported_each_and_trained_on_as_named(finished, tmp_path, capsys):
@@ -96,6 +119,27 @@ class TestRank:
         assert "99.9 ±" in out
         assert "1.00" in out
         assert "2.00" in out
+
+    def test_a_column_is_a_set_with_one_form_of_episodes(self, finished, tmp_path, capsys):
+        folder, _ = finished
+        recipe = yaml_file.read(folder.recipe)
+        runs = [str(folder.path)]
+        for name, changes in {
+            "more shots": {"episodes.n_shot": 7},
+            "mine": {"data.name": "class-folders", "data.root": str(tmp_path / "cats")},
+            "yours": {"data.name": "class-folders", "data.root": str(tmp_path / "dogs")},
+        }.items():
+            runs.append(str(tmp_path / name))
+            shutil.copytree(folder.path, runs[-1])
+            (tmp_path / name / "recipe.yaml").unlink()
+            yaml_file.write(recipe.override(changes), tmp_path / name / "recipe.yaml")
+        columns = [list(_measured(RunFolder(run))) for run in runs]
+        assert columns == [
+            ["omniglot 2-way 1-shot"],
+            ["omniglot 2-way 7-shot"],
+            ["cats 2-way 1-shot"],
+            ["dogs 2-way 1-shot"],
+        ]
 
     def test_bad_input_is_a_sentence(self, tmp_path, capsys):
         assert main(["rank"]) == 2

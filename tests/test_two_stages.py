@@ -242,6 +242,14 @@ def test_what_the_stage_before_cannot_give_is_said_before_it_begins(tmp_path, ch
     assert not (tmp_path / "run").exists()
 
 
+def test_episodes_of_one_source_start_from_a_classifier_of_its_classes():
+    before = stage_before(RECIPES["meta-dataset-ctx"].override({"data.root": "records"}))
+    assert before.name == "meta-dataset-pretrain"
+    assert before.data.root == "records/ilsvrc_2012"
+    with pytest.raises(InvalidInput, match=r"classes of one data set .* `episodes.sources` names a, b"):
+        stage_before(RECIPES["meta-dataset-ctx"].override({"episodes.sources": ("a", "b")}))
+
+
 @pytest.mark.parametrize(
     ("part", "error", "message"),
     [

@@ -181,9 +181,9 @@ def evaluate(
     folder = RunFolder(path)
     recipe = recipe or yaml_file.read(folder.require(folder.recipe, "recipe"))
     if recipe.task == "few-shot":
-        few_shot, _ = load_few_shot(folder, recipe)
+        few_shot, described = load_few_shot(folder, recipe)
         with explained(recipe, folder.path):
-            loaders = loaders_of(recipe, build_episode_data(recipe), part)
+            loaders = loaders_of(recipe, build_episode_data(recipe), part, described)
             return episode_metrics(score_sets(few_shot, loaders)), []
     task, model = load_classification(folder, recipe)
     splits = build_data(recipe)

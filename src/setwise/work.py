@@ -145,6 +145,7 @@ def _teacher_of(recipe: Recipe, model: Model) -> nn.Module | None:
 
 
 def _episodic(recipe: Recipe, say: Say) -> _Episodic:
+    check_start(recipe)
     sets = build_episode_data(recipe)
     notes = tuple(note if len(sets) == 1 else f"{name}: {note}" for name, s in sets.items() for note in s.notes)
     for note in notes:
@@ -152,14 +153,18 @@ def _episodic(recipe: Recipe, say: Say) -> _Episodic:
     trained = list(training_sources(recipe, sets).values())
     model = EpisodicModel.of(trained[0], recipe.data.image_size)
     loaders = {part: build_episode_loader(recipe, trained, part) for part in ("train", "val")}
-    return _Episodic(recipe, _few_shot(recipe, model, say), loaders, notes, model, loaders_of(recipe, sets, "test"))
+    tests = loaders_of(recipe, sets, "test", model)
+    return _Episodic(recipe, _few_shot(recipe, model, say), loaders, notes, model, tests)
 
 
-def loaders_of(recipe: Recipe, sets: Mapping[str, FewShotSplits], part: str) -> dict[str, EpisodeLoader]:
-    """Episodes of each set that has classes for this part, normalised as in training."""
-    first = next(iter(training_sources(recipe, sets).values()))
+def loaders_of(
+    recipe: Recipe, sets: Mapping[str, FewShotSplits], part: str, model: EpisodicModel
+) -> dict[str, EpisodeLoader]:
+    """Episodes of each set that has classes for this part, as the network was trained: normalised, and of its size."""
+    mean, std = tuple(model.mean), tuple(model.std)
+    recipe = recipe.override({"data.image_size": recipe.data.image_size or model.image_size})
     return {
-        name: build_episode_loader(recipe, [replace(splits, mean=first.mean, std=first.std)], part)
+        name: build_episode_loader(recipe, [replace(splits, mean=mean, std=std)], part)
         for name, splits in sets.items()
         if getattr(splits, part).num_classes
     }

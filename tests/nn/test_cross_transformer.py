@@ -99,7 +99,7 @@ def test_many_small_tiles_and_pieces_give_the_same_scores_and_gradients(way, mon
         if bytes_ is not None:
             monkeypatch.setattr(rebuilding, "TILE_SCORES", 1)
             monkeypatch.setattr(rebuilding, "LEAST_ROWS", 16)
-            monkeypatch.setattr(rebuilding, "PIECE_BYTES", 700)
+            monkeypatch.setattr(rebuilding, "PIECE_BYTES", {"cpu": 700})
         x = query.clone().requires_grad_()
         scores = model(x, support, target)
         results.append((scores.detach(), *torch.autograd.grad(scores.sin().sum(), [x, *model.parameters()])))

@@ -12,6 +12,7 @@ from setwise.losses import nt_xent
 from setwise.recipes import RECIPES
 from setwise.tasks import EpisodeScore, FewShot
 from setwise.tasks.kept_maps import KeptMaps
+from setwise.work import make_work
 
 SIDE, SHOTS, WAYS, QUERIES = 16, 2, 3, 2
 TINY = {"backbone.options": {"width": 4, "depth": 1}}
@@ -154,11 +155,28 @@ def test_metrics_are_mean_and_interval_over_episodes():
         ({"episodes.contrastive_weight": -1.0}, "`episodes.contrastive_weight` must be at least 0"),
         ({"episodes.contrastive_weight": 1.0, "episodes.freeze_trunk": True}, "trains the trunk"),
         ({"episodes.freeze_trunk": True, "episodes.test_moments": "support"}, "A frozen trunk keeps its moments"),
+        ({"criterion.name": "focal"}, "`criterion` is of classifiers"),
+        ({"head.name": "prototypical", "head.dim_key": 64}, "--head.name prototypical has no such option"),
+        ({"head.scale": 20.0}, "--head.name cross-transformer has no such option"),
+        ({"optimizer.schedule": "staircase", "optimizer.every": 0}, "`optimizer.every` must be at least 1, but it is"),
+        ({"trainer.epochs": 0}, "`trainer.epochs` must be at least 1, but it is 0"),
     ],
 )
 def test_what_would_be_something_else_than_it_looks_like_is_refused(overrides, message):
     with pytest.raises((InvalidInput, ValueError), match=message):
         build_few_shot(RECIPES["omniglot-ctx"].override(overrides), in_chans=3, image_size=SIDE)
+
+
+def test_a_trunk_is_not_frozen_at_random_weights():
+    with pytest.raises(InvalidInput, match=r"`episodes.freeze_trunk` would keep random weights: name those of a first"):
+        make_work(RECIPES["omniglot-ctx"].override({"episodes.freeze_trunk": True}), lambda text: None)
+
+
+def test_the_papers_trunk_has_maps_of_14_by_14_at_224_pixels():
+    recipe = RECIPES["meta-dataset-ctx"]
+    task = build_few_shot(recipe, in_chans=3, image_size=recipe.data.image_size, say=lambda text: None).eval()
+    with torch.no_grad():
+        assert task.trunk(torch.zeros(1, 3, 224, 224)).shape == (1, 512, 14, 14)
 
 
 def test_a_backbone_without_a_map_is_a_sentence():

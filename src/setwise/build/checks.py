@@ -7,7 +7,7 @@ from setwise.errors import InvalidInput
 from setwise.recipes import Recipe, schema
 from setwise.recipes.stages import stage_before
 
-__all__ = ["check", "check_experts", "check_start", "is_taught"]
+__all__ = ["check", "check_experts", "check_numbers", "check_start", "is_taught"]
 
 OF_FIXED_CLASSES = ("linear", "cosine", "lws", "routed", "per-class")
 """Heads of classifiers."""
@@ -19,16 +19,8 @@ def check(recipe: Recipe) -> None:
     Raises:
         InvalidInput: naming the fields.
     """
+    check_numbers(recipe)
     data, relation = recipe.data, recipe.relation
-    at_least = {"trainer.epochs": 1, "trainer.val_every": 1, "trainer.checkpoint_every": 1, "trainer.patience": 1}
-    at_least |= {"trainer.max_steps": 1, "trainer.devices": 1, "trainer.num_nodes": 1, "num_seeds": 1}
-    at_least |= {"relation.related_weight": 0, "relation.memory": 0, "relation.num_inducing": 1}
-    at_least |= {"data.batch_size": 1, "data.micro_batch": 1}
-    for path, smallest in at_least.items():
-        group, _, name = path.rpartition(".")
-        value = getattr(getattr(recipe, group) if group else recipe, name)
-        if value is not None and value < smallest:
-            raise InvalidInput(f"`{path}` must be at least {smallest}, but it is {value}.")
     if recipe.task != "classification":
         raise InvalidInput(f"{recipe.name} is a {recipe.task} recipe, which has no classifier of fixed classes.")
     if recipe.episodes != schema.Episodes() or recipe.head.name not in OF_FIXED_CLASSES:
@@ -51,11 +43,6 @@ def check(recipe: Recipe) -> None:
             f"`relation.attend` {relation.attend} says who of the batch attends to whom, which nothing says of a "
             "memory: leave out relation.memory."
         )
-    if recipe.trainer.select != "last" and recipe.trainer.epochs < recipe.trainer.val_every:
-        raise InvalidInput(
-            f"`trainer.select` {recipe.trainer.select} needs validation, but there is none in {recipe.trainer.epochs} "
-            f"epochs with --trainer.val-every {recipe.trainer.val_every}."
-        )
     if recipe.trainer.select_on == "test" and recipe.trainer.select == "last":
         raise InvalidInput(
             "`trainer.select_on` test chooses among weights, but the last are kept: add --trainer.select best."
@@ -63,6 +50,28 @@ def check(recipe: Recipe) -> None:
     _check_head(recipe)
     _check_contrast(recipe)
     _check_meta(recipe)
+
+
+def check_numbers(recipe: Recipe) -> None:
+    """Refuse what no task can be trained with: numbers out of range, a choice of weights without validation.
+
+    Raises:
+        InvalidInput: naming the field.
+    """
+    at_least = {"trainer.epochs": 1, "trainer.val_every": 1, "trainer.checkpoint_every": 1, "trainer.patience": 1}
+    at_least |= {"trainer.max_steps": 1, "trainer.devices": 1, "trainer.num_nodes": 1, "num_seeds": 1}
+    at_least |= {"relation.related_weight": 0, "relation.memory": 0, "relation.num_inducing": 1}
+    at_least |= {"data.batch_size": 1, "data.micro_batch": 1, "optimizer.every": 1, "optimizer.warmup_epochs": 0}
+    for path, smallest in at_least.items():
+        group, _, name = path.rpartition(".")
+        value = getattr(getattr(recipe, group) if group else recipe, name)
+        if value is not None and value < smallest:
+            raise InvalidInput(f"`{path}` must be at least {smallest}, but it is {value}.")
+    if recipe.trainer.select != "last" and recipe.trainer.epochs < recipe.trainer.val_every:
+        raise InvalidInput(
+            f"`trainer.select` {recipe.trainer.select} needs validation, but there is none in {recipe.trainer.epochs} "
+            f"epochs with --trainer.val-every {recipe.trainer.val_every}."
+        )
 
 
 def is_taught(recipe: Recipe) -> bool:
@@ -143,12 +152,14 @@ def check_start(recipe: Recipe) -> None:
             scale.
     """
     part = recipe.backbone
+    frozen = {"backbone.frozen": part.frozen, "backbone.trained": bool(part.trained)}
+    frozen["episodes.freeze_trunk"] = recipe.episodes.freeze_trunk
     # Those of a stage before are there when it is over; a teacher gives none.
     weights = part.weights or (recipe.before.use == "start" and stage_before(recipe) is not None)
-    which = "frozen" if part.frozen else "trained"
-    if (part.frozen or part.trained) and not (weights or part.pretrained):
+    if any(frozen.values()) and not (weights or part.pretrained):
+        which = next(name for name, wanted in frozen.items() if wanted)
         raise InvalidInput(
-            f"`backbone.{which}` would keep random weights: name those of a first stage, --backbone.weights "
+            f"`{which}` would keep random weights: name those of a first stage, --backbone.weights "
             "runs/FIRST/weights.safetensors, or take timm's with --backbone.pretrained."
         )
     does = {"lws": "scales the classifier", "routed": "asks the experts"}.get(recipe.head.name)

@@ -1,12 +1,13 @@
 """A few-shot recipe -> pools of images, episodes and task."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 from torch import nn
 
-from setwise.build.checks import is_taught
+from setwise.build.checks import check_numbers, is_taught
 from setwise.build.parts import Say, drawn_from, load_data, make_backbone, optimizer_factory
 from setwise.data.few_shot import (
     FEW_SHOT,
@@ -146,6 +147,7 @@ def _head(part: schema.Head, dim: int) -> nn.Module:
 
 def _check(recipe: Recipe) -> None:
     """Refuse what would run, and be something else than it looks like."""
+    check_numbers(recipe)
     episodes, data = recipe.episodes, recipe.data
     if recipe.task != "few-shot":
         raise InvalidInput(f"{recipe.name} is a {recipe.task} recipe, which has no episodes.")
@@ -164,6 +166,16 @@ def _check(recipe: Recipe) -> None:
         raise InvalidInput("`contrast` is of --criterion.name paco, which classifies fixed classes.")
     if is_taught(recipe):
         raise InvalidInput("A teacher (criterion.teacher, before.use) is of classifiers: episodes have other classes.")
+    if recipe.criterion != schema.Criterion():
+        raise InvalidInput("`criterion` is of classifiers: the loss of an episode is cross-entropy over its queries.")
+    own = schema.Head(name=recipe.head.name)
+    if recipe.head.name == "cross-transformer":
+        own = replace(own, dim_key=recipe.head.dim_key, dim_value=recipe.head.dim_value)
+    if recipe.head != own:
+        raise InvalidInput(
+            f"--head.name {recipe.head.name} has no such option among `head`'s: a cross-transformer has dim_key and "
+            "dim_value, a prototypical head has none."
+        )
     choose(data.augment, AUGMENT, "augmentation of episodes")
     of_batches = ("mixup", "cutmix", "views", "sampler", "meta_pool", "meta_rate", "batch_size", "micro_batch")
     for name in (*of_batches, "multi_label"):

@@ -35,7 +35,10 @@ def data_(args: Sequence[str]) -> None:
         return
     known: dict[str, DataSet | FewShotSet] = {**DATASETS, **FEW_SHOT}
     if name in known:
-        recipe = next(recipe for recipe in RECIPES.values() if recipe.data.name == name)
+        task, default = ("few-shot", "omniglot-ctx") if name in FEW_SHOT else ("classification", "digits-lt")
+        recipe = next((r for r in RECIPES.values() if (r.data.name, r.task) == (name, task)), RECIPES[default])
+        if recipe.data.name != name:
+            recipe = recipe.override({"data.name": name, "data.root": None})
     elif "/" in name or "." in name or name == NAMELESS:
         recipe = find_recipe(name)
     else:

@@ -11,8 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from setwise.cli.options import parse
+from setwise.data.few_shot import CLASS_FOLDERS
 from setwise.errors import InvalidInput
-from setwise.recipes import yaml_file
+from setwise.recipes import Recipe, yaml_file
 from setwise.run_folder import RunFolder, read_lines
 
 __all__ = ["rank_"]
@@ -24,7 +25,8 @@ ACCURACY, INTERVAL = "accuracy/", "accuracy_interval/"
 class _Rank:
     """Show the accuracy of few-shot runs on each data set, in percent with half of its 95 % interval over episodes.
 
-    The rank is the mean over the data sets that all rows have, 1 the best. Below stand the numbers that the recipes of
+    A column is a data set with one form of episodes, 5-way 1-shot say. The rank is the mean over the columns that all
+    rows have, 1 the best. Below stand the numbers that the recipes of
     the runs report from the literature; they were taken on other episodes and mostly other trunks, and have no part in
     the rank.
     """
@@ -64,7 +66,16 @@ def _measured(folder: RunFolder) -> dict[str, tuple[float, float]]:
     several = [name.removeprefix(ACCURACY) for name in metrics if name.startswith(ACCURACY)]
     if several:
         return {data: (metrics[ACCURACY + data], metrics[INTERVAL + data]) for data in several}
-    return {recipe.data.name: (metrics["accuracy"], metrics["accuracy_interval"])}
+    return {_column(recipe): (metrics["accuracy"], metrics["accuracy_interval"])}
+
+
+def _column(recipe: Recipe) -> str:
+    """What was measured: folders of one layout hold any data, and episodes of a fixed form are another test."""
+    name, episodes = recipe.data.name, recipe.episodes
+    if name == CLASS_FOLDERS.name and recipe.data.root is not None:
+        name = Path(recipe.data.root).resolve().name
+    fixed = {"way": episodes.n_way, "shot": episodes.n_shot}
+    return " ".join([name, *(f"{number}-{what}" for what, number in fixed.items() if number is not None)])
 
 
 def _reported(runs: Sequence[Path]) -> dict[str, dict[str, float]]:

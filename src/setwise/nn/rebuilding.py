@@ -33,8 +33,10 @@ TILE_SCORES = 2**18
 LEAST_ROWS = 384
 """A product with fewer rows spends its time on laying out the other factor."""
 
-PIECE_BYTES = 2**26
-"""Prototypes that a fused kernel writes at once, where none need be kept (64 MiB)."""
+PIECE_BYTES = {"cpu": 2**21}
+"""Prototypes that a fused kernel writes at once: few (2 MiB), so that they stay in the cache and little is held."""
+PIECE_BYTES_ELSEWHERE = 2**26
+"""A GPU wants more work in a call (64 MiB)."""
 
 IMAGES = 16
 """Rows of a product are given to the convolution as so many images: with fewer torch does not ask oneDNN
@@ -149,16 +151,17 @@ def fused(query: Tensor, value: Tensor, keys: Tensor, values: Tensor, sizes: Seq
     """:func:`squared_distances` by torch's fused attention, classes of equal shots together."""
     by_key, by_value = keys.split(tuple(sizes)), values.split(tuple(sizes))
     row_bytes = value.shape[1] * value.itemsize
+    piece_bytes = PIECE_BYTES.get(query.device.type, PIECE_BYTES_ELSEWHERE)
     again = torch.is_grad_enabled() and len(sizes) * len(value) * row_bytes > KEPT_BYTES
     order: list[int] = []
     parts = []
     for size in sorted(set(sizes)):
         group = [c for c, other in enumerate(sizes) if other == size]
-        count = max(1, PIECE_BYTES // max(1, len(query) * row_bytes))  # classes at a time
+        count = max(1, piece_bytes // max(1, len(query) * row_bytes))  # classes at a time
         for classes in (group[start : start + count] for start in range(0, len(group), count)):
             key = torch.stack([by_key[c] for c in classes])[:, None]  # [classes, 1, M_c, k]
             val = torch.stack([by_value[c] for c in classes])[:, None]
-            chunks = max(1, -(-len(classes) * len(query) * row_bytes // PIECE_BYTES))
+            chunks = max(1, -(-len(classes) * len(query) * row_bytes // piece_bytes))
             rows = []
             for q, v in zip(query.chunk(chunks), value.chunk(chunks), strict=True):
                 if again:
@@ -173,5 +176,29 @@ def fused(query: Tensor, value: Tensor, keys: Tensor, values: Tensor, sizes: Seq
 
 def _piece(query: Tensor, value: Tensor, key: Tensor, val: Tensor) -> Tensor:
     rebuilt = F.scaled_dot_product_attention(query.expand(len(key), 1, -1, -1), key, val)[:, 0]
+    return _Distance.apply(rebuilt, value)
+
+
+class _Distance(torch.autograd.Function):
+    """Squared distance ``[classes, rows]`` of ``[classes, rows, v]`` to ``[rows, v]``, at least in float32.
+
+    Keeps what attention keeps anyway; torch would keep the difference as well.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rebuilt: Tensor, value: Tensor) -> Tensor:
+        ctx.save_for_backward(rebuilt, value)
+        difference = _difference(rebuilt, value)
+        return torch.linalg.vecdot(difference, difference)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        rebuilt, value = ctx.saved_tensors
+        to_rebuilt = _difference(rebuilt, value).mul_(2 * gradient[..., None])
+        return to_rebuilt.to(rebuilt.dtype), to_rebuilt.sum(0).neg_().to(value.dtype)
+
+
+def _difference(rebuilt: Tensor, value: Tensor) -> Tensor:
     wide = torch.promote_types(rebuilt.dtype, torch.float32)  # squares of halves overflow
-    return (rebuilt.to(wide) - value.to(wide)).square().sum(-1)  # [classes, rows]
+    return rebuilt.to(wide) - value.to(wide)

@@ -34,7 +34,10 @@ SMOKE = {
     "data.image_size": 16,
 }
 SMOKE_OURS = SMOKE | {"backbone.options": {"width": 4, "depth": 1}}
+BRIEF = {"before.options": {"data.batch_size": 8, "trainer.epochs": 1, "trainer.val_every": 1}}
 SMOKE_RECORDS = SMOKE | {
+    **BRIEF,
+    "trainer.max_steps": 2,
     "episodes.sources": (),
     "backbone.name": "test_resnet",
     "backbone.options": {},
@@ -50,6 +53,37 @@ def _reported(source: str, **percent: float) -> tuple[Reported, ...]:
     )
 
 
+# Stage one of two. The authors say that they train the trunk as a classifier of ImageNet's training classes, and not
+# how: all settings but the network are our choice.
+META_DATASET_PRETRAIN = Recipe(
+    name="meta-dataset-pretrain",
+    summary="the training classes of Meta-Dataset's ImageNet as a classifier: stage one, before episodes",
+    data=Data(
+        name="meta-dataset",
+        root="records/ilsvrc_2012",
+        image_size=224,
+        augment="random-resized-crop",
+        batch_size=256,
+    ),
+    backbone=Backbone(name="resnet34", options={"output_stride": 16}),
+    relation=Relation(name="none"),
+    optimizer=Optimizer(lr=0.1, weight_decay=1e-4, warmup_epochs=5),
+    trainer=Trainer(epochs=90, val_every=5),
+    primary="accuracy",
+    num_seeds=1,
+    paper=f"{CROSS_TRANSFORMERS}; {META_DATASET}",
+    smoke={
+        "data.batch_size": 8,
+        "data.image_size": 32,
+        "trainer.max_steps": 2,
+        "trainer.epochs": 1,
+        "trainer.val_every": 1,
+        "trainer.logger": ("csv",),
+        "backbone.name": "test_resnet",
+        "backbone.options": {},
+    },
+)
+
 # The authors' settings: one episode a step, checks every 500 steps, the learning rate times 0.915 every 2,000. Their L2
 # penalty (8.857e-5 times the sum of squares) is a weight decay of twice that number here.
 META_DATASET_CTX = Recipe(
@@ -60,6 +94,7 @@ META_DATASET_CTX = Recipe(
     backbone=Backbone(name="resnet34", options={"output_stride": 16}),
     relation=Relation(name="none"),
     head=Head(name="cross-transformer"),
+    before=Before(recipe="meta-dataset-pretrain"),
     episodes=Episodes(sources=("ilsvrc_2012",), ignore_hierarchy=0.5, train=500, val=600, test=600),
     optimizer=Optimizer(
         name="normalized-adam",
@@ -241,11 +276,12 @@ TINYIMAGENET_CTX_PRETRAINED = TINYIMAGENET_CTX.override(
         "name": "tinyimagenet-ctx-pretrained",
         "summary": "Tiny-ImageNet's few-shot split in two stages: tinyimagenet-pretrain, then tinyimagenet-ctx",
         "before": Before(recipe="tinyimagenet-pretrain"),
-        "smoke": SMOKE_OURS | {"before.options": {"data.batch_size": 8, "trainer.epochs": 1, "trainer.val_every": 1}},
+        "smoke": SMOKE_OURS | BRIEF,
     }
 )
 
 FEW_SHOT = (
+    META_DATASET_PRETRAIN,
     META_DATASET_CTX,
     META_DATASET_CTX_SIMCLR,
     META_DATASET_PROTOTYPICAL,

@@ -1,5 +1,7 @@
 """Recipes in stages: which one is trained before another."""
 
+from pathlib import Path
+
 from setwise.errors import InvalidInput, choose
 from setwise.recipes import RECIPES, yaml_file
 from setwise.recipes.schema import Recipe
@@ -48,6 +50,8 @@ def stage_before(recipe: Recipe) -> Recipe | None:
         return None
     values = {f"{group}.{name}": getattr(getattr(recipe, group), name) for group in FIELDS for name in FIELDS[group]}
     values |= {group: getattr(recipe, group) for group in GROUPS}
+    if recipe.episodes.sources:
+        values["data.root"] = _source_of(recipe)
     before = choose(part.recipe, RECIPES, "recipe (before.recipe)").override(values)
     network = dict(recipe.backbone.options)
     own = {"backbone.options": network, "seed": recipe.seed}
@@ -65,6 +69,18 @@ def stages(recipe: Recipe) -> list[Recipe]:
     """All stages of ``recipe`` in their order, itself the last."""
     before = stage_before(recipe)
     return [recipe] if before is None else [*stages(before), recipe]
+
+
+def _source_of(recipe: Recipe) -> str:
+    """Folder of the one set that the episodes are drawn from, whose classes a classifier can learn."""
+    sources, root = recipe.episodes.sources, recipe.data.root
+    if len(sources) > 1 or root is None:
+        raise InvalidInput(
+            f"`before.recipe` ({recipe.before.recipe}) learns the classes of one data set in `data.root`, but "
+            f"`episodes.sources` names {', '.join(sources)}: train the trunk by itself, and name it with "
+            "--backbone.weights."
+        )
+    return str(Path(root) / sources[0])
 
 
 def _checked(path: str, recipe: Recipe) -> str:

@@ -88,7 +88,7 @@ def attend(
         )
     sets = build_episode_data(recipe)
     name = next(iter(training_sources(recipe, sets)))
-    loader = loaders_of(recipe, {name: sets[name]}, "test")[name]
+    loader = loaders_of(recipe, {name: sets[name]}, "test", model)[name]
     for what, number, there in (("episode", episode, recipe.episodes.test),):
         if not 0 <= number < there:
             raise InvalidInput(f"`{what}` must be from 0 to {there - 1}, but it is {number}.")

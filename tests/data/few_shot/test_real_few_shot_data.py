@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import zipfile
 from itertools import combinations
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from few_shot_fakes import DATA
+from PIL import Image
 
 from setwise.data.few_shot import FEW_SHOT, EpisodeSampler, FewShotSplits, make_episode_loader
 from setwise.data.few_shot.csv_lists import read_csv
@@ -104,6 +106,23 @@ def test_published_lists_of_miniimagenet_have_64_16_and_20_classes_of_600_images
         classes = read_csv(folder / f"{part}.csv")
         assert len(classes) == number
         assert {len(names) for names in classes.values()} == {600}
+
+
+@pytest.mark.parametrize(
+    "file", cases(sorted(LISTS.glob("meta_dataset/*_splits.json")), "lists of Meta-Dataset"), ids=lambda f: f and f.name
+)
+def test_published_lists_of_meta_dataset_split_folders_of_their_names_with_underscores_for_slashes(file, tmp_path):
+    lists = json.loads(file.read_text())
+    picture = tmp_path / "picture.png"
+    Image.new("RGB", (2, 2)).save(picture)
+    for name in {name for names in lists.values() for name in names}:
+        folder = tmp_path / "root" / name.replace("/", "_")
+        folder.mkdir(parents=True)
+        (folder / "1.png").hardlink_to(picture)
+    shutil.copy(file, tmp_path / "root" / "splits.json")
+    splits = FEW_SHOT["class-folders"].load(root=str(tmp_path / "root"), seed=0, cache="files")
+    numbers = [pool.num_classes for pool in (splits.train, splits.val, splits.test)]
+    assert numbers == [len(lists["train"]), len(lists["valid" if "valid" in lists else "val"]), len(lists["test"])]
 
 
 def test_the_evaluation_episodes_of_omniglot_have_the_sizes_of_their_alphabets():

@@ -21,7 +21,8 @@ def load(*, root: str | None = None, seed: int, image_size: int | None = None, c
     """Read ``root/<class>/`` with ``root/splits.json``, or ``root/train/<class>/``, ``root/val/<class>/`` and test.
 
     The lists are ``{"train": [...], "val": [...], "test": [...]}``, names of class folders; Meta-Dataset's are such
-    lists. The classes may lie in ``root/images``. Pixels are normalised with ImageNet's mean and deviation.
+    lists. A slash in a name, which no folder can have, stands for an underscore ("F-16A/B" is ``F-16A_B``). The
+    classes may lie in ``root/images``. Pixels are normalised with ImageNet's mean and deviation.
 
     Args:
         root: the folder.
@@ -58,6 +59,7 @@ def by_lists(
     """
     tree = open_tree(folder)
     found = by_folder(tree.names, depth=1)
+    lists = {part: [_folder_of(name, found) for name in classes] for part, classes in lists.items()}
     for part, classes in lists.items():
         missing = [repr(name) for name in classes if name not in found]
         if missing:
@@ -73,6 +75,11 @@ def by_lists(
         else ()
     )
     return {part: PartFiles(tree, {name: found[name] for name in classes}) for part, classes in lists.items()}, notes
+
+
+def _folder_of(name: str, found: Mapping[str, object]) -> str:
+    written = name.replace("/", "_")
+    return written if name not in found and written in found else name
 
 
 def by_part_folders(root: Path) -> dict[str, PartFiles]:
