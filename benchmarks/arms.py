@@ -6,6 +6,7 @@ import platform
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from datetime import date
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from measuring import processor
 
-from setwise.run_folder import RunFolder
+from setwise.run_folder import RunFolder, commit
 
 __all__ = ["ask", "carry_out", "machine", "seconds_of"]
 
@@ -70,4 +71,5 @@ def _one_thread() -> None:
 
 def machine() -> str:
     """The line below a table that says where its numbers come from."""
-    return f"{processor()}, one thread a run; python {platform.python_version()}, torch {torch.__version__}"
+    versions = f"python {platform.python_version()}, torch {torch.__version__}"
+    return f"{processor()}, one thread a run; {versions}; commit {commit()}, {date.today()}"

@@ -6,11 +6,12 @@
   two blocks      two pool blocks, one on the other
   linear stem     the class query on patches that one linear layer embeds, instead of four convolutions
   batch norm      the class query on a trunk with BatchNorm instead of LayerNorm
+  of 32, of 512   class query and batch norm with batches of 32 and 512 images, at the square root of the rate's ratio
 
 Every arm runs the recipe cifar10-pooling-short over the same seeds; nothing is tuned. The table has the recipe's
 primary metric (balanced accuracy after logit adjustment of a strength chosen on validation) and differences to the
-class query with 95 % intervals over seeds and test images. A run that stands in --out is not made again, so that a
-broken benchmark goes on.
+class query of the same batch size with 95 % intervals over seeds and test images. A run that stands in --out is not
+made again, so that a broken benchmark goes on.
 """
 
 import argparse
@@ -28,22 +29,34 @@ from setwise.run_folder import RunFolder
 
 DATA = Path(os.environ.get("SETWISE_DATA", Path(__file__).parents[2] / "shared" / "data")) / "cifar10-lt"
 PAPER = "class query"
-ARMS: dict[str, dict] = {
-    PAPER: {},
-    "average": {"global_pool": "avg"},
-    "four heads": {"num_heads": 4},
-    "two blocks": {"depth_token_only": 2},
-    "linear stem": {"stem": "linear"},
-    "batch norm": {"norm_layer": "batchnorm2d"},
+BATCH_NORM = {"norm_layer": "batchnorm2d"}
+ARMS: dict[str, tuple[str, dict, int]] = {
+    PAPER: (PAPER, {}, 128),
+    "average": (PAPER, {"global_pool": "avg"}, 128),
+    "four heads": (PAPER, {"num_heads": 4}, 128),
+    "two blocks": (PAPER, {"depth_token_only": 2}, 128),
+    "linear stem": (PAPER, {"stem": "linear"}, 128),
+    "batch norm": (PAPER, BATCH_NORM, 128),
+    **{
+        arm: (f"class query, batches of {size}", options, size)
+        for size in (32, 512)
+        for arm, options in (
+            (f"class query, batches of {size}", {}),
+            (f"batch norm, batches of {size}", BATCH_NORM),
+        )
+    },
 }
-"""Name -> options of the network."""
+"""Name -> arm that it is compared with, options of the network, images of a batch."""
 
 
 def recipe_of(arm: str, seed: int, epochs: int) -> Recipe:
     recipe = RECIPES["cifar10-pooling-short"]
     short = {"trainer.epochs": epochs, "trainer.val_every": epochs, "trainer.logger": ("csv",), "seed": seed}
-    options = {**recipe.backbone.options, **ARMS[arm]}
-    return recipe.override({**short, "data.root": str(DATA), "backbone.options": options})
+    _, changes, batch_size = ARMS[arm]
+    rate = recipe.optimizer.lr * (batch_size / recipe.data.batch_size) ** 0.5
+    size = {"data.batch_size": batch_size, "optimizer.lr": rate} if batch_size != recipe.data.batch_size else {}
+    options = {**recipe.backbone.options, **changes}
+    return recipe.override({**short, **size, "data.root": str(DATA), "backbone.options": options})
 
 
 def train(arm: str, seed: int, epochs: int, out: Path) -> str:
@@ -68,8 +81,9 @@ def tables(arguments: argparse.Namespace) -> list[str]:
     parts = {arm: contributions_of(arm, arguments) for arm in ARMS}
     lines = ["| arm | adjusted balanced accuracy | minus class query, points | seconds a run |", "|---|---|---|---|"]
     for arm, (values, target) in parts.items():
-        found = paired_interval(values, parts[PAPER][0], target)
-        said = f"{100 * found.estimate:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]" if arm != PAPER else ""
+        other = ARMS[arm][0]
+        found = paired_interval(values, parts[other][0], target)
+        said = f"{100 * found.estimate:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]" if arm != other else ""
         lines.append(f"| {arm} | {100 * values.sum(1).mean():.1f} | {said} | {seconds_of(arm, arguments):.0f} |")
     return lines
 
@@ -78,7 +92,8 @@ def main(argv: list[str] | None = None) -> None:
     arguments = ask(__doc__, argv, data=DATA, epochs=30)
     jobs = [(arm, seed, arguments.epochs, arguments.out) for seed, arm in product(range(arguments.seeds), ARMS)]
     carry_out(train, [jobs], workers=arguments.workers)
-    print("\n".join([*tables(arguments), "", machine()]))
+    told = f"{arguments.epochs} epochs, seeds 0 to {arguments.seeds - 1}; {machine()}"
+    print("\n".join([*tables(arguments), "", told]))
 
 
 if __name__ == "__main__":

@@ -87,14 +87,14 @@ def train(
         state = torch.load(file, device, weights_only=True)
         if state["asked"] != asked:
             raise SystemExit(f"{file} was trained with {state['asked']}, not {asked}: name another --out.")
-        network.load_state_dict(state["network"])
+        network.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         epoch, spent = state["epoch"], state["seconds"]
     for number in range(epoch, epochs):
         start = time.perf_counter()
         loss = _epoch(network.train(), optimizer, photographs, number, epochs=epochs, side=side, max_steps=max_steps)
         spent += time.perf_counter() - start
-        state = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "epoch": number + 1}
+        state = {"model": network.state_dict(), "optimizer": optimizer.state_dict(), "epoch": number + 1}
         part = file.with_suffix(".part")
         torch.save(state | {"seconds": spent, "asked": asked}, part)
         part.replace(file)

@@ -11,6 +11,7 @@ from torch import nn
 
 from setwise.build.parts import optimizer_factory
 from setwise.errors import InvalidInput
+from setwise.models import PatchConvNet
 from setwise.nn import BatchFormer
 from setwise.optim import NormalizedAdam, lr_factor, make_optimizer, parameter_groups
 from setwise.recipes import RECIPES
@@ -109,6 +110,15 @@ def test_vectors_may_be_exempt_from_decay_in_the_network_and_the_relation():
     for name, parameter in network.named_parameters():
         expected = 0.0 if parameter.dim() < 2 else 0.5 if name.startswith("relation") else 0.01
         assert found[name][1] == expected
+
+
+@pytest.mark.parametrize("decay_vectors", [True, False])
+def test_what_a_timm_network_exempts_by_name_is_exempt_where_vectors_are(decay_vectors):
+    network = nn.Sequential(PatchConvNet(embed_dim=8, depth=1))
+    found = settings_of(network, parameter_groups(network, None, lr=1, weight_decay=0.1, decay_vectors=decay_vectors))
+    assert network[0].pool.query.dim() > 1
+    assert (found["0.pool.query"][1] == 0) is not decay_vectors
+    assert found["0.head.weight"][1] == 0.1
 
 
 def test_groups_say_whose_they_are():

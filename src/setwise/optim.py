@@ -79,14 +79,16 @@ def parameter_groups(
         relation_lr_multiplier: learning rate of the relation over the network's. The authors' Balanced Softmax code:
             0.1; elsewhere 1.
         relation_weight_decay: of the relation; None: the network's.
-        decay_vectors: biases and norms decay too, as under SGD in the long-tailed literature.
+        decay_vectors: biases and norms decay too, as under SGD in the long-tailed literature; otherwise neither they
+            nor what timm's networks exempt by ``no_weight_decay()`` (class tokens, positions, a pool's query).
     """
     inside = {id(p) for p in relation.parameters()} if relation is not None else set()
+    exempt = set() if decay_vectors else _exempt(network)
     groups: dict[tuple[str, float, float], list[nn.Parameter]] = {}
     for parameter in network.parameters():
         related = id(parameter) in inside
         decay = relation_weight_decay if related and relation_weight_decay is not None else weight_decay
-        if parameter.dim() < 2 and not decay_vectors:
+        if id(parameter) in exempt or (parameter.dim() < 2 and not decay_vectors):
             decay = 0.0
         rate = lr * relation_lr_multiplier if related else lr
         groups.setdefault(("relation" if related else "network", rate, decay), []).append(parameter)
@@ -94,6 +96,16 @@ def parameter_groups(
         {"name": name, "params": parameters, "lr": rate, "weight_decay": decay}
         for (name, rate, decay), parameters in groups.items()
     ]
+
+
+def _exempt(network: nn.Module) -> set[int]:
+    """Parameters that timm's networks name, each by its name within the network."""
+    found = set()
+    for module in network.modules():
+        named = getattr(module, "no_weight_decay", None)
+        names = set(named()) if callable(named) else set()
+        found |= {id(p) for name, p in module.named_parameters() if name in names}
+    return found
 
 
 def lr_factor(

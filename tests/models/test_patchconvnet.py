@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import sys
 import urllib.error
 from pathlib import Path
 
@@ -24,6 +25,15 @@ TINY = {"embed_dim": 32, "depth": 3}
 
 def tiny(name="patchconvnet_s60", **options):
     return timm.create_model(name, **{**TINY, "num_classes": 10, **options}).eval()
+
+
+@pytest.fixture(scope="module")
+def twin():
+    sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+    import patchconvnet_twin
+
+    yield patchconvnet_twin
+    sys.path.remove(str(Path(__file__).parents[2] / "benchmarks"))
 
 
 def of_the_size_of(state, **options):
@@ -108,6 +118,29 @@ def test_the_layers_of_the_released_multi_variant_become_one_weight():
     assert torch.equal(other(x), many(x))
     with pytest.raises(InvalidInput, match=r'one query for each of 10 classes.*"_multi"'):
         checkpoint_filter_fn(official, single)
+
+
+def test_a_query_a_class_computes_what_a_network_by_the_released_names_does(twin):
+    """The benchmark's twin is written from the paper on tokens, with a linear layer for each class."""
+    official = twin.TokenNetwork(32, 3, 10, per_class=True).double()
+    with torch.no_grad():
+        for parameter in official.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    model = tiny("patchconvnet_s60_multi").double()
+    model.load_state_dict(checkpoint_filter_fn({"model": official.state_dict()}, model), strict=True)
+    x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    torch.testing.assert_close(model(x), official(x), rtol=0, atol=1e-12)
+
+
+def test_a_file_that_would_run_code_is_not_unpickled_by_pretrained(tmp_path):
+    class Hostile:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "ran",)
+
+    torch.save({"model": {"cls_token": Hostile()}}, tmp_path / "weights.pth")
+    with pytest.raises((RunError, InvalidInput)):
+        tiny(pretrained=True, pretrained_cfg_overlay={"file": str(tmp_path / "weights.pth")})
+    assert not (tmp_path / "ran").exists()
 
 
 def test_one_query_becomes_one_for_each_class():

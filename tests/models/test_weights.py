@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from setwise.errors import InvalidInput, MissingFile
-from setwise.models import CifarResNet, PatchConvNet, load_weights, read_state
+from setwise.models import CifarResNet, PatchConvNet, load_classifier, load_weights, read_state
+from setwise.nn import PerClassLinear
 
 
 def model(num_classes=4, seed=0):
@@ -54,6 +55,36 @@ def test_weights_load_from_every_common_wrapping(wrapping, tmp_path):
     assert set(report.loaded) == set(trained.state_dict())
     assert not report.missing
     assert not report.misshapen
+
+
+CLASSIFIERS = {
+    "timm's": lambda w, b: {"head.weight": w, "head.bias": b},
+    "torchvision's, wrapped": lambda w, b: {"state_dict": {"module.fc.weight": w, "module.fc.bias": b}},
+    "released per class": lambda w, b: {
+        "model": {f"head.{k}.{n}": v for k in range(4) for n, v in (("weight", w[k : k + 1]), ("bias", b[k : k + 1]))}
+    },
+    "ours": lambda w, b: {"backbone.conv1.weight": torch.zeros(2, 2), "head.weight": w, "head.bias": b},
+}
+
+
+@pytest.mark.parametrize("kind", [nn.Linear, PerClassLinear])
+@pytest.mark.parametrize("naming", CLASSIFIERS)
+def test_a_classifier_is_found_beside_the_network(kind, naming, tmp_path):
+    weight, bias = torch.randn(4, 6), torch.randn(4)
+    torch.save(CLASSIFIERS[naming](weight, bias), tmp_path / "weights.pt")
+    head = kind(6, 4)
+    load_classifier(head, tmp_path / "weights.pt")
+    assert torch.equal(head.weight, weight)
+    assert torch.equal(head.bias, bias)
+
+
+def test_a_classifier_of_other_classes_is_refused(tmp_path):
+    torch.save({"fc.weight": torch.zeros(5, 6), "fc.bias": torch.zeros(5)}, tmp_path / "weights.pt")
+    with pytest.raises(InvalidInput, match=r"needs weight \[4, 6\], bias \[4\], but has fc.weight \[5, 6\], fc.bias"):
+        load_classifier(nn.Linear(6, 4), tmp_path / "weights.pt")
+    torch.save(model(num_classes=0).state_dict(), tmp_path / "none.pt")
+    with pytest.raises(InvalidInput, match=r"but has none. Leave the option out"):
+        load_classifier(nn.Linear(6, 4), tmp_path / "none.pt")
 
 
 @pytest.mark.parametrize("wrapping", ["raw", "DataParallel", "ours"])

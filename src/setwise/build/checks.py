@@ -92,6 +92,11 @@ def _check_head(recipe: Recipe) -> None:
             f"`head.max_norm` ({recipe.head.max_norm:g}) is the longest class weight of --head.name linear, above 0, "
             f"but the head is {recipe.head.name}."
         )
+    if recipe.head.from_weights and recipe.head.name not in ("linear", "per-class"):
+        raise InvalidInput(
+            f"`head.from_weights` begins with a linear classifier, but --head.name is {recipe.head.name}: take linear "
+            "or per-class, or leave it out."
+        )
     if recipe.head.name != "routed" and recipe.head.top_k != schema.Head().top_k:
         raise InvalidInput(f"`head.top_k` ({recipe.head.top_k}) is the routed head's: add --head.name routed.")
     if not is_taught(recipe) and recipe.criterion.teacher_temperature != schema.Criterion().teacher_temperature:
@@ -161,6 +166,10 @@ def check_start(recipe: Recipe) -> None:
         raise InvalidInput(
             f"`{which}` would keep random weights: name those of a first stage, --backbone.weights "
             "runs/FIRST/weights.safetensors, or take timm's with --backbone.pretrained."
+        )
+    if recipe.head.from_weights and not weights:
+        raise InvalidInput(
+            "`head.from_weights` needs the file of a network with its classifier: add --backbone.weights FILE."
         )
     does = {"lws": "scales the classifier", "routed": "asks the experts"}.get(recipe.head.name)
     if does and not (part.frozen and weights):

@@ -19,7 +19,7 @@ from setwise.data.few_shot import FEW_SHOT, classes_of_training
 from setwise.errors import InvalidInput, choose
 from setwise.losses import CRITERIA, Criterion, class_weights
 from setwise.metrics import by_count, by_rank
-from setwise.models import LearnableScale, RoutedExperts, create_head, feature_dim
+from setwise.models import LearnableScale, RoutedExperts, create_head, feature_dim, load_classifier
 from setwise.nn import BatchFormer, ExpertBatchFormer, MomentumContrast
 from setwise.nn.attend import fix_query_and_key, make_uniform
 from setwise.recipes import Recipe, schema
@@ -118,6 +118,9 @@ def build_task(
     routed = isinstance(head, RoutedExperts)
     if isinstance(head, LearnableScale | RoutedExperts) and recipe.backbone.weights:
         head.start_from(recipe.backbone.weights)
+    if recipe.head.from_weights and recipe.backbone.weights:  # a run that is over has its own
+        load_classifier(head, recipe.backbone.weights)
+        say(f"{recipe.backbone.weights} -> head: its classifier")
     groups = by_rank if recipe.groups.by == "rank" else by_count
     kind: Callable[..., Classification] = Routing if routed else Classification
     if recipe.data.sampler == "meta":

@@ -17,7 +17,7 @@ from setwise.models.heads import CosineClassifier, create_head, has_class_querie
 from setwise.models.multi_expert import ExpertHead, MultiExpertCifarResNet, split_experts
 from setwise.models.patchconvnet import PatchConvNet
 from setwise.models.rollout import rollout
-from setwise.models.weights import LoadReport, load_weights, read_state
+from setwise.models.weights import LoadReport, load_classifier, load_weights, read_state
 
 __all__ = [
     "OURS",
@@ -44,6 +44,7 @@ __all__ = [
     "has_class_queries",
     "limit_norm",
     "list_backbones",
+    "load_classifier",
     "load_weights",
     "map_channels",
     "read_state",

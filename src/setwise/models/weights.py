@@ -12,12 +12,14 @@ from torch import Tensor, nn
 from setwise.errors import InvalidInput, MissingFile
 from setwise.models.patchconvnet import PatchConvNet, in_our_names
 
-__all__ = ["LoadReport", "load_weights", "read_state", "without_prefixes"]
+__all__ = ["LoadReport", "load_classifier", "load_weights", "read_state", "without_prefixes"]
 
 WRAPPERS = ("state_dict", "model", "model_state", "state_dict_ema", "state_dict_best")
 """Keys under which training scripts put the weights."""
 PREFIXES = ("module.", "model.", "backbone.", "encoder.", "_orig_mod.")
 """What DataParallel, Lightning, torch.compile and their like put before names."""
+CLASSIFIERS = ("head", "fc", "classifier", "head.fc")
+"""What timm's and torchvision's networks call theirs."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,35 @@ def load_weights(model: nn.Module, path: str | Path) -> LoadReport:
         raise InvalidInput(f"Nothing in {path} fits this {type(model).__name__}: {report}")
     model.load_state_dict(fitting, strict=False)
     return report
+
+
+def load_classifier(head: nn.Module, path: str | Path) -> None:
+    """Load the classifier that stands in ``path`` beside a network into ``head``, in place.
+
+    Args:
+        head: with ``weight`` ``[K, C]`` and ``bias`` ``[K]``, as a linear layer has them.
+        path: of the weights of a whole network.
+
+    Raises:
+        MissingFile: if there is no such file.
+        InvalidInput: if it cannot be read, or holds no classifier of these classes and features.
+    """
+    own = head.state_dict()
+    shapes = []
+    for candidate in without_prefixes(read_state(path)):
+        for names in (candidate, in_our_names(candidate)):
+            for classifier in CLASSIFIERS:
+                given = {name: names.get(f"{classifier}.{name}") for name in own}
+                found = {name: value for name, value in given.items() if value is not None}
+                if {name: value.shape for name, value in found.items()} == {n: v.shape for n, v in own.items()}:
+                    head.load_state_dict(found)
+                    return
+                shapes += [f"{classifier}.{name} {list(value.shape)}" for name, value in found.items()]
+    wanted = ", ".join(f"{name} {list(value.shape)}" for name, value in own.items())
+    raise InvalidInput(
+        f"{path} holds no classifier to begin with (head.from_weights): it needs {wanted}, but has "
+        f"{', '.join(dict.fromkeys(shapes)) or 'none'}. Leave the option out for a new one."
+    )
 
 
 def without_prefixes(state: dict[str, Tensor]) -> list[dict[str, Tensor]]:

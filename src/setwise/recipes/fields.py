@@ -164,6 +164,9 @@ class Head:
     few-shot tasks attention from the query's locations to the support's, or the distance to a class's mean."""
     scale: float = 30.0
     """Scale of the cosine head. LDAM and RIDE: 30."""
+    from_weights: bool = False
+    """linear, per-class: begin with the classifier in backbone.weights, which must have these classes, as fine-tuning
+    at a small learning rate does; otherwise with random weights."""
     max_norm: float | None = None
     """linear: longest weight that a class may have, held after every step; None: any."""
     top_k: int = 30
