@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from measuring import processor
 
+from setwise.launch import end_with_parent
 from setwise.run_folder import RunFolder, commit
 
 __all__ = ["ask", "carry_out", "machine", "seconds_of"]
@@ -67,6 +68,7 @@ def carry_out(train: Callable[..., str], stages: Sequence[Sequence[tuple[Any, ..
 
 def _one_thread() -> None:
     torch.set_num_threads(1)
+    end_with_parent()
 
 
 def machine() -> str:

@@ -1,8 +1,11 @@
 """Who started these processes, how many there are, and which of them writes."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +16,24 @@ from setwise.compare import make_plan
 from setwise.errors import InvalidInput, RunError
 from setwise.launch import is_first, started
 from setwise.recipes import RECIPES
+
+WORKER = """
+import multiprocessing, os, signal, time
+from setwise.launch import end_with_parent
+
+def work(queue):
+    end_with_parent()
+    queue.put(os.getpid())
+    time.sleep(60)
+
+if __name__ == "__main__":
+    end_with_parent()  # of no effect here
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    context.Process(target=work, args=(queue,)).start()
+    print(queue.get(), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
 
 SLURM = {"SLURM_NTASKS": "8", "SLURM_NNODES": "2", "SLURM_JOB_NAME": "train", "SLURM_LOCALID": "1"}
 TORCHRUN = {"WORLD_SIZE": "6", "LOCAL_WORLD_SIZE": "3", "LOCAL_RANK": "0"}
@@ -125,3 +146,15 @@ def test_lightning_torchrun_and_slurm_train_the_same_network(tmp_path):
     first, *others = weights.values()
     for other in others:
         assert all(torch.equal(first[name], other[name]) for name in first)
+
+
+def test_a_worker_ends_with_the_process_that_spawned_it_even_if_that_was_killed(tmp_path):
+    (tmp_path / "parent.py").write_text(WORKER)
+    done = subprocess.run([sys.executable, str(tmp_path / "parent.py")], capture_output=True, text=True)
+    worker = int(done.stdout)
+    for _ in range(100):
+        if not Path(f"/proc/{worker}").exists() or "(zombie)" in Path(f"/proc/{worker}/status").read_text():
+            return
+        time.sleep(0.1)
+    os.kill(worker, signal.SIGKILL)
+    raise AssertionError("the worker outlived its parent")

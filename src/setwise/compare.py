@@ -20,7 +20,7 @@ from lightning.pytorch.callbacks import Callback
 from setwise.data.images import num_cores
 from setwise.errors import InvalidInput, RunError, choose
 from setwise.judge import Arm, Plan, read_plan, write_plan
-from setwise.launch import started
+from setwise.launch import end_with_parent, started
 from setwise.metrics import lower_is_better
 from setwise.nn.attend import ATTEND
 from setwise.recipes import Recipe
@@ -322,6 +322,7 @@ _messages: Any = None
 def _start_worker(messages: Any, threads: int) -> None:
     global _messages
     _messages = messages
+    end_with_parent()
     torch.set_num_threads(threads)
 
 

@@ -1,4 +1,4 @@
-"""Which processes train one model together: as the recipe says, or as their launcher does.
+"""Which processes train one model together, as the recipe says or as their launcher does; and when they end.
 
 torchrun, SLURM's srun and Lightning's own ddp tell every process its rank in the environment. Only the first process
 makes folders, writes and prints.
@@ -6,10 +6,12 @@ makes folders, writes and prints.
 
 import os
 from collections.abc import Mapping
+from multiprocessing import parent_process
+from threading import Thread
 
 from setwise.errors import InvalidInput
 
-__all__ = ["is_first", "started"]
+__all__ = ["end_with_parent", "is_first", "started"]
 
 RANKS = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
 """Where a launcher puts the rank of a process; the first that is set counts."""
@@ -45,6 +47,22 @@ def started(devices: int | None, num_nodes: int | None, environment: Mapping[str
                 f"`trainer.{name}` is {wanted}, but the launcher started {given}. Leave it out: the launcher knows."
             )
     return found
+
+
+def end_with_parent() -> None:
+    """End this process when the one that spawned it is no more, however that ended; nothing happens in the first one.
+
+    A worker whose parent was killed would finish its run, into a folder that a resumed comparison writes to as well.
+    """
+    parent = parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)  # checkpoints are written whole
+
+    Thread(target=watch, daemon=True).start()
 
 
 def _of_launcher(environment: Mapping[str, str]) -> tuple[int, int] | None:
