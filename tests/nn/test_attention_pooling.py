@@ -7,8 +7,9 @@ import timm
 import torch
 import torchvision
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from setwise.errors import InvalidInput
+from setwise.errors import InvalidInput, UnknownName
 from setwise.nn import AttentionPool, PerClassLinear, attention_pooling, insert, record_attention, remove
 
 NETWORKS = {
@@ -56,6 +57,37 @@ def test_a_resnet50_gets_the_parameters_that_the_docstring_says():
         plain = sum(p.numel() for p in timm.create_model("resnet50").parameters())
         pool = sum(p.numel() for p in AttentionPool(2048, channels_first=True).parameters())
     assert (round(plain / 1e6, 1), round((plain + pool) / 1e6, 1)) == (25.6, 67.5)
+
+
+def test_resnet50_costs_the_multiply_adds_that_the_paper_says():
+    model = timm.create_model("resnet50").eval()
+    counts = []
+    for change in (lambda network: network, attention_pooling):
+        network = change(model)
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            network(torch.zeros(1, 3, 224, 224))
+        counts.append(round(counter.get_total_flops() / 2e9, 2))
+    assert counts == [4.09, 4.54]  # with what is no product, 4.11 and 4.57
+
+
+def test_a_pool_may_be_named_where_there_are_several():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.gate, self.last = nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.AdaptiveAvgPool2d(1)
+            self.fc = nn.Linear(8, 5)
+
+        def forward(self, x):
+            x = self.conv(x)
+            return self.fc(self.last(x * self.gate(x)).flatten(1))
+
+    with pytest.raises(InvalidInput, match=r"2 average pools .*gate, last.*Name it: at="):
+        attention_pooling(Two())
+    model = attention_pooling(Two(), at="last", example=torch.zeros(2, 3, 8, 8))
+    assert isinstance(model.last.pool, AttentionPool)
+    assert isinstance(model.gate, nn.AdaptiveAvgPool2d)
+    with pytest.raises(UnknownName, match="did you mean 'last'"):
+        attention_pooling(Two(), at="lost")
 
 
 def test_removing_keeps_what_the_classifier_has_learned():

@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from setwise import seeds
 from setwise.errors import InvalidInput
 from setwise.models import create_backbone, has_class_queries, load_weights, without_classifier
+from setwise.nn import attention_pooling
 from setwise.optim import lr_factor, make_optimizer
 from setwise.recipes import Recipe, schema
 from setwise.tasks.classification import OptimizerFactory
@@ -69,6 +70,9 @@ def make_backbone(recipe: Recipe, *, num_classes: int = 0, in_chans: int, image_
         backbone = create_backbone(
             part.name, pretrained=part.pretrained, in_chans=in_chans, image_size=image_size, options=options
         )
+    if part.pool == "attention":
+        with drawn_from(recipe.seed, "pool"):
+            attention_pooling(backbone, example=torch.zeros(2, in_chans, image_size, image_size))
     if per_class:
         without_classifier(backbone)
     elif has_class_queries(backbone):

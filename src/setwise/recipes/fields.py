@@ -90,6 +90,8 @@ class Backbone:
     trained: tuple[str, ...] = ()
     """Parts that train, by how the names of their weights begin (layer4.2); beside them norms alone do. None named: all
     of the backbone."""
+    pool: Literal["own", "attention"] = "own"
+    """attention: pool a convolutional network's last map by one class query in place of its average."""
     options: dict[str, Any] = field(default_factory=dict)
     """Further arguments of the model, as timm names them: drop_path_rate 0.1 ..."""
 

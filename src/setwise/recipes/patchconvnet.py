@@ -125,9 +125,20 @@ POOLING = Recipe(
     smoke=SMOKE | {"backbone.options": SMALL},
 )
 
+# The paper pools a ResNet-50 so, too; how it was trained was not to be had, so the schedule is that of PatchConvNet.
+RESNET = _scratch("s60", None).override(
+    {
+        "name": "imagenet-resnet50-attention-pool",
+        "summary": "ImageNet-1k, ResNet-50 pooled by one class query: 4.57 instead of 4.11 G multiply-adds",
+        "backbone": Backbone(name="resnet50", pool="attention", options={"drop_path_rate": 0.1}),
+        "smoke": SMOKE | {"backbone.name": "test_resnet", "backbone.options": {}},
+    }
+)
+
 PATCHCONVNET = (
     *(_scratch(size, accuracy) for size, accuracy in SCRATCH.items()),
     *(_fine_tuned(size, side, accuracy) for (size, side), accuracy in FINE_TUNED.items()),
     _with_class_queries(0.820),
     POOLING,
+    RESNET,
 )

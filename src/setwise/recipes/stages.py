@@ -25,7 +25,7 @@ FIELDS = {
         "cache",
         "num_workers",
     ),
-    "backbone": ("name", "pretrained", "options"),
+    "backbone": ("name", "pretrained", "pool", "options"),
     "trainer": ("max_steps", "on_nan", "precision", "accelerator", "devices", "num_nodes", "logger"),
 }
 """What they have in common of other groups: images, network and machine. Which parts train is each one's own."""

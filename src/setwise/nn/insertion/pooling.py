@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from setwise.errors import InvalidInput
+from setwise.errors import InvalidInput, choose
 from setwise.nn.attention_pool import AttentionPool, PerClassLinear
 from setwise.nn.insertion.measure import Seen, observe
 from setwise.nn.insertion.places import find_classifiers
@@ -49,7 +49,9 @@ class MapPool(nn.Module):
         return y[:, None, None] if self.channels_last else y[:, :, None, None]
 
 
-def attention_pooling(model: Model, num_queries: int = 1, *, example: Any = None, **options: Any) -> Model:
+def attention_pooling(
+    model: Model, num_queries: int = 1, *, at: str | None = None, example: Any = None, **options: Any
+) -> Model:
     """Pool the last map of a convolutional network by attention instead of its average.
 
     The network is changed in place and keeps its class, its methods and all its keys; those of the pool come with it.
@@ -59,6 +61,7 @@ def attention_pooling(model: Model, num_queries: int = 1, *, example: Any = None
     Args:
         model: a network of timm, torchvision or your own with one average pool over its last map.
         num_queries: 1, or the number of classes: row ``i`` of the classifier then scores query ``i`` alone.
+        at: name of the pool within the model, where there are several; it takes the last map whole. None: found.
         example: a batch the model can be run on, where blank images do not do.
         options: of :class:`setwise.nn.AttentionPool`: ``num_heads``, ``mlp_ratio``, ``num_layers``, ...
 
@@ -78,7 +81,7 @@ def attention_pooling(model: Model, num_queries: int = 1, *, example: Any = None
     """
     if RECORD in vars(model):
         raise InvalidInput(f"This {type(model).__name__} has attention pooling already. Call remove(model) first.")
-    name = _find_pool(model)
+    name = _find_pool(model) if at is None else _named(model, at)
     seen = observe(model, [name], example)
     if seen is None or seen[name].calls != 1:
         ran = "did not run on blank images" if seen is None else f"ran its pool {seen[name].calls} times"
@@ -123,7 +126,13 @@ def _find_pool(model: nn.Module) -> str:
     raise InvalidInput(
         f"{type(model).__name__} has {len(found) or 'no'} average pool{'s' * (len(found) != 1)} over a whole map "
         f"({', '.join(POOLS)}){': ' + ', '.join(found) if found else ''}; attention_pooling replaces exactly one."
+        + (" Name it: at=..." if found else "")
     )
+
+
+def _named(model: nn.Module, at: str) -> str:
+    names = [name for name, _ in model.named_modules() if name]
+    return choose(at, names, f"module of this {type(model).__name__} (at)")
 
 
 def _shapes(model: nn.Module, name: str, seen: Seen, channels_last: bool) -> tuple[int, bool]:
