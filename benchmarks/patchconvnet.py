@@ -13,8 +13,9 @@ Variants: ours; ours, whole (`thrifty=False`, so nothing is computed twice in tr
 
 The variants take turns in one process, the order rotating; a ratio is the median of the ratios of the same turn. With
 one thread the clock is that of the process (CPU time), so that other work on the machine counts less. Memory is the
-growth of peak resident memory from before the model is built, weights and input included, in fresh processes. A
-training step is cross entropy and its backward pass. Aims: forward pass 1.3 times as fast as the twin, training memory
+growth of peak resident memory from before the model is built, weights and input included, in fresh processes; the last
+column has what the forward pass of a training step keeps of each image for the backward pass. A training step is cross
+entropy and its backward pass. Aims: forward pass 1.3 times as fast as the twin, training memory
 at most 0.8 of it, the head five times as fast.
 """
 
@@ -94,17 +95,20 @@ def scores_of(model: nn.Module, cell: str, x: Tensor) -> Tensor:
     return model(x)
 
 
+def make_input(cell: str, variant: str, *, batch: int, training: bool) -> Tensor:
+    shapes = {"pool": (batch, DIM, SIDE // 16, SIDE // 16), "head": (batch, CLASSES, DIM)}
+    x = torch.randn(shapes.get(cell, (batch, 3, SIDE, SIDE)), generator=torch.Generator().manual_seed(1))
+    if variant == "twin, channels last" or cell == "pool":
+        x = x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+    return x.requires_grad_(training and cell in shapes)
+
+
 def make_step(
     cell: str, variant: str, *, batch: int, training: bool, depth: int = DEPTH, alike: bool = True
 ) -> Callable[[], Tensor]:
     """A forward pass, or a whole training step; it returns the scores."""
     model = make(cell, variant, depth, alike=alike).train(training)
-    generator = torch.Generator().manual_seed(1)
-    shapes = {"pool": (batch, DIM, SIDE // 16, SIDE // 16), "head": (batch, CLASSES, DIM)}
-    x = torch.randn(shapes.get(cell, (batch, 3, SIDE, SIDE)), generator=generator)
-    if variant == "twin, channels last" or cell == "pool":
-        x = x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
-    x.requires_grad_(training and cell in shapes)
+    x = make_input(cell, variant, batch=batch, training=training)
     target = torch.arange(batch) % CLASSES
 
     def step() -> Tensor:
@@ -138,6 +142,25 @@ def memory_of(cell: str, variant: str, training: bool, batch: int, depth: int) -
     return peak_resident() - before
 
 
+def kept_of(cell: str, variant: str, *, batch: int, depth: int) -> float:
+    """MiB an image that the forward pass of a training step keeps for the backward pass, beside weights and input."""
+    model = make(cell, variant, depth, alike=False).train()
+    x = make_input(cell, variant, batch=batch, training=True)
+    given = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), x)}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in given:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        out = scores_of(model, cell, x)
+    del out
+    return sum(kept.values()) / batch / 2**20
+
+
 def rows_of(cell: str, arguments: argparse.Namespace) -> list[str]:
     check_equal(cell, arguments.depth)
     rows = []
@@ -158,7 +181,10 @@ def rows_of(cell: str, arguments: argparse.Namespace) -> list[str]:
             ratios = [other / own for own, other in zip(spent, taken[YARDSTICK], strict=True)]
             cells = [cell, "training" if training else "forward", variant, middle(spent, 1), middle(ratios, 2)]
             share = memory[variant] / memory[YARDSTICK]
-            rows.append(f"| {' | '.join(cells)} | {memory[variant]:.0f} | {share:.2f} |")
+            kept = (
+                f"{kept_of(cell, variant, batch=arguments.batch_size, depth=arguments.depth):.1f}" if training else ""
+            )
+            rows.append(f"| {' | '.join(cells)} | {memory[variant]:.0f} | {share:.2f} | {kept} |")
             print(rows[-1], flush=True)
     return rows
 
@@ -187,7 +213,7 @@ def main(argv: list[str] | None = None) -> None:
         cell, variant, training = arguments.memory_of
         print(memory_of(cell, variant, training == "1", arguments.batch_size, arguments.depth))
         return
-    head = "| network | step | variant | ms | times as fast | MiB | of the twin's |"
+    head = "| network | step | variant | ms | times as fast | MiB | of the twin's | kept an image, MiB |"
     print(head, flush=True)
     rows = [row for cell in arguments.cells for row in rows_of(cell, arguments)]
     about = (
@@ -197,7 +223,7 @@ def main(argv: list[str] | None = None) -> None:
     about += f"{arguments.turns} turns a cell, medians with quartiles; load {os.getloadavg()}"
     print(about)
     if arguments.out is not None:
-        arguments.out.write_text("\n".join([head, "|---|---|---|---|---|---|---|", *rows, "", about]) + "\n")
+        arguments.out.write_text("\n".join([head, f"|{8 * '---|'}", *rows, "", about]) + "\n")
 
 
 if __name__ == "__main__":
