@@ -46,6 +46,17 @@ def test_results_hold_the_mean_over_test_episodes(finished):
     assert (folder.path / "report.html").is_file()
 
 
+def test_episodes_that_vary_train_and_are_tested(finished, tmp_path):
+    _, arguments = finished
+    free = ("n_way", "n_shot", "n_query")
+    arguments = [a for a in arguments if not a.startswith(tuple(f"--episodes.{name}" for name in free))]
+    arguments += [text for name in free for text in (f"--episodes.{name}", "None")]
+    assert main(["train", "omniglot-ctx", "--out", str(tmp_path / "run"), *arguments]) == 0
+    with np.load(tmp_path / "run" / "predictions.npz") as saved:
+        ways = saved["test/omniglot_num_classes"]
+    assert ((ways >= 5) & (ways <= 6)).all()  # characters of one alphabet
+
+
 def test_evaluating_again_gives_the_same_numbers(finished):
     folder, _ = finished
     line = json.loads(folder.results.read_text())

@@ -220,6 +220,7 @@ def test_a_checkpoint_on_disk_stands_in_for_the_published_one(tmp_path):
         ({"drop_path_rate": 1.0}, "`drop_path_rate` must be at least 0 and below 1, but it is 1.0"),
         ({"global_pool": "max"}, "`global_pool` must be 'token', 'avg' or '', but it is 'max'"),
         ({"norm_layer": "norm"}, "`norm_layer` must be a class.*it is 'norm'"),
+        ({"norm_layer": "batchnorm1d"}, "norm of maps, such as.*it is 'batchnorm1d'"),
     ],
 )
 def test_a_wrong_argument_is_one_sentence(options, message):

@@ -163,13 +163,17 @@ class ConvBlock(nn.Module):
 def _norm_of(norm_layer: Any) -> Callable[..., nn.Module]:
     if norm_layer is None:
         return partial(nn.LayerNorm, eps=1e-6)
+    of_maps = not (isinstance(norm_layer, str) and "1d" in norm_layer.lower())
     try:
-        return get_norm_layer(norm_layer)
-    except KeyError as error:
+        found = get_norm_layer(norm_layer) if of_maps else None
+    except KeyError:
+        found = None
+    if found is None:
         raise InvalidInput(
-            f"`norm_layer` must be a class, a function, or a name that timm knows, such as 'layernorm' or "
+            f"`norm_layer` must be a class, a function, or timm's name of a norm of maps, such as 'layernorm' or "
             f"'batchnorm2d', but it is {norm_layer!r}."
-        ) from error
+        )
+    return found
 
 
 def _wants_channels_first(norm: nn.Module) -> bool:

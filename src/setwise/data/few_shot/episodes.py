@@ -158,8 +158,8 @@ class EpisodeSampler:
         if wanted > pool.num_classes:
             name = "min_way" if self.n_way is None else "n_way"
             raise InvalidInput(
-                f"`{name}` ({wanted}) must not be above the number of classes ({pool.num_classes}): ask for fewer, or "
-                "give this part more classes."
+                f"`{name}` ({wanted}) must not be above the number of classes ({pool.num_classes}): ask for fewer "
+                "(`n_way`, --episodes.n-way), or give this part more classes."
             )
         needed = (self.n_shot or 1) + (self.n_query or 1)
         small = [
@@ -189,7 +189,10 @@ class EpisodeSampler:
         else:
             return None
         if not groups:
-            raise InvalidInput(f"There are no {what} (`min_way`): lower it, or pass `hierarchy=False`.")
+            raise InvalidInput(
+                f"There are no {what} (`min_way`): lower it, or draw from all classes alike, with hierarchy=False "
+                "(--episodes.no-hierarchy)."
+            )
         return groups
 
 
