@@ -25,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 from arms import ask, carry_out, machine, seconds_of
+from arms import correct_of as correct_of_run
 
 from setwise import run
 from setwise.build import build_data, build_loader
@@ -90,9 +91,7 @@ def correct_of(arm: str, seed: int, out: Path) -> tuple[np.ndarray, np.ndarray]:
     if arm.startswith("at test"):
         with np.load(out / arm.replace("at test", "memory") / f"seed-{seed}" / "at_test.npz") as saved:
             return saved["predicted"] == saved["target"], saved["target"]
-    with np.load(RunFolder(out / arm / f"seed-{seed}").predictions) as saved:
-        chosen = int(np.abs(saved["taus"] - saved["tau"]).argmin())
-        return saved["predicted"][chosen] == saved["target"], saved["target"]
+    return correct_of_run(RunFolder(out / arm / f"seed-{seed}"))
 
 
 def contributions_of(arm: str, seeds: int, out: Path) -> tuple[np.ndarray, np.ndarray]:

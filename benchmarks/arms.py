@@ -11,13 +11,15 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from measuring import processor
 
 from setwise.launch import end_with_parent
+from setwise.metrics import contributions
 from setwise.run_folder import RunFolder, commit
 
-__all__ = ["ask", "carry_out", "machine", "seconds_of"]
+__all__ = ["ask", "carry_out", "contributions_of", "correct_of", "machine", "seconds_of"]
 
 
 def ask(about: str | None, argv: list[str] | None, *, data: Path, epochs: int) -> argparse.Namespace:
@@ -48,6 +50,20 @@ def seconds_of(arm: str, arguments: argparse.Namespace) -> float:
     """Mean seconds of an arm's runs, each in ``out/arm/seed-N``."""
     files = [RunFolder(arguments.out / arm / f"seed-{seed}").results for seed in range(arguments.seeds)]
     return sum(json.loads(file.read_text().splitlines()[-1])["seconds"] for file in files) / len(files)
+
+
+def contributions_of(arm: str, arguments: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
+    """What each test image adds to an arm's adjusted balanced accuracy ``[seeds, images]``, and the images' classes."""
+    found = [correct_of(RunFolder(arguments.out / arm / f"seed-{seed}")) for seed in range(arguments.seeds)]
+    target = found[0][1]
+    return contributions(np.stack([correct for correct, _ in found]), target), target
+
+
+def correct_of(folder: RunFolder) -> tuple[np.ndarray, np.ndarray]:
+    """Which test images a run predicts rightly, adjusted by the strength it chose on validation, and their classes."""
+    with np.load(folder.predictions) as saved:
+        chosen = int(np.abs(saved["taus"] - saved["tau"]).argmin())
+        return saved["predicted"][chosen] == saved["target"], saved["target"]
 
 
 def carry_out(train: Callable[..., str], stages: Sequence[Sequence[tuple[Any, ...]]], *, workers: int) -> None:

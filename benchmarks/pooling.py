@@ -19,13 +19,11 @@ import os
 from itertools import product
 from pathlib import Path
 
-import numpy as np
-from arms import ask, carry_out, machine, seconds_of
+from arms import ask, carry_out, contributions_of, machine, seconds_of
 
 from setwise import run
-from setwise.metrics import contributions, paired_interval
+from setwise.metrics import paired_interval
 from setwise.recipes import RECIPES, Recipe
-from setwise.run_folder import RunFolder
 
 DATA = Path(os.environ.get("SETWISE_DATA", Path(__file__).parents[2] / "shared" / "data")) / "cifar10-lt"
 PAPER = "class query"
@@ -64,17 +62,6 @@ def train(arm: str, seed: int, epochs: int, out: Path) -> str:
     recipe = recipe_of(arm, seed, epochs)
     line = run.fit(recipe, folder, resume=folder.is_dir(), progress=False, say=lambda text: None)
     return f"{arm}, seed {seed}: {line['seconds']:.0f} s"
-
-
-def contributions_of(arm: str, arguments: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
-    """What each test image adds to the balanced accuracy ``[seeds, images]``, and the images' classes."""
-    correct, target = [], np.empty(0)
-    for seed in range(arguments.seeds):
-        with np.load(RunFolder(arguments.out / arm / f"seed-{seed}").predictions) as saved:
-            chosen = int(np.abs(saved["taus"] - saved["tau"]).argmin())
-            target = saved["target"]
-            correct.append(saved["predicted"][chosen] == target)
-    return contributions(np.stack(correct), target), target
 
 
 def tables(arguments: argparse.Namespace) -> list[str]:
