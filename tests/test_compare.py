@@ -1,13 +1,16 @@
 """A comparison: its plan, its arms over the same seeds, its tuning, and its verdict."""
 
 import json
+import os
+import shutil
+import signal
 
 import fakes
 import numpy as np
 import pytest
 
 from setwise.compare import TUNING_SEED, compare, make_plan
-from setwise.errors import InvalidInput, RunError, UnknownName
+from setwise.errors import InvalidInput, RunError, Stopped, UnknownName
 from setwise.judge import judge, read_plan, write_plan
 from setwise.recipes import RECIPES
 from setwise.run_folder import RunFolder, read_lines
@@ -83,6 +86,38 @@ def test_a_broken_comparison_is_finished_and_gives_the_same_lines(compared, tmp_
     compare(None, tmp_path, workers=1)
     metrics = [[line["metrics"] for line in read_lines(path / "results.jsonl")] for path in (root, tmp_path)]
     assert metrics[0] == metrics[1]
+
+
+@pytest.mark.parametrize(("workers", "threads"), [(2, 2), (4, 1)])
+def test_the_last_run_of_a_resumed_comparison_has_as_many_threads_as_the_others_had(
+    compared, tmp_path, monkeypatch, workers, threads
+):
+    root = tmp_path / "copy"
+    shutil.copytree(compared[0], root)
+    plan = read_plan(root)
+    shutil.rmtree(plan.folder(root, plan.arms[0], 0))
+    seen = []
+
+    def work(todo, workers, threads, share, progress):
+        seen.append((len(todo), workers, threads))
+        shutil.copytree(compared[0] / plan.folder(root, plan.arms[0], 0).relative_to(root), todo[0].folder)
+
+    monkeypatch.setattr("setwise.compare.num_cores", lambda: 4)
+    monkeypatch.setattr("setwise.compare._work_in_parallel", work)
+    compare(None, root, workers=workers)
+    assert seen == [(1, 1, threads)]
+
+
+def test_sigterm_ends_a_comparison_with_a_sentence_and_is_heard_as_before_afterwards(compared, tmp_path, monkeypatch):
+    root = tmp_path / "copy"
+    shutil.copytree(compared[0], root)
+    plan = read_plan(root)
+    shutil.rmtree(plan.folder(root, plan.arms[0], 0))
+    monkeypatch.setattr("setwise.compare._work_in_parallel", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Stopped, match="continue with --resume"):
+        compare(None, root, workers=2)
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 @pytest.mark.parametrize("name", ["relation.attend", "relation.name", "data.imbalance_factor", "data.root", "seed"])

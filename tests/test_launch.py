@@ -78,6 +78,8 @@ def test_a_launcher_that_contradicts_the_recipe_is_a_sentence(asked, environment
         (SLURM | {"SLURM_PROCID": "0"}, True),
         (SLURM | {"SLURM_PROCID": "4"}, False),
         ({"LOCAL_RANK": "1"}, False),
+        ({"LOCAL_RANK": "0", "NODE_RANK": "1"}, False),  # Lightning's own, on the second machine
+        ({"LOCAL_RANK": "0", "NODE_RANK": "0"}, True),
     ],
 )
 def test_one_process_writes(environment, expected):

@@ -189,6 +189,8 @@ def test_a_run_that_ends_before_its_first_validation_keeps_its_last_weights(tmp_
     [
         ({"trainer.precision": "fp99"}, "Lightning cannot be set up"),
         ({"trainer.logger": ("CometLogger",)}, "Lightning cannot be set up"),
+        ({"trainer.logger": ("LitLogger",)}, "Lightning cannot be set up"),
+        ({"trainer.logger": ("Logger",)}, "There is no logger 'Logger'|no logger 'Logger'"),
         ({"trainer.accelerator": "gpu"}, "Lightning cannot be set up"),
         ({"criterion.name": "crossentropy"}, "did you mean 'cross-entropy'"),
     ],

@@ -313,6 +313,20 @@ def test_the_average_is_that_of_the_weights_after_every_step(tmp_path):
     assert torch.equal(task.head.weight, kept)
 
 
+def test_an_average_of_weights_keeps_the_memory_of_past_samples_as_it_is(tmp_path):
+    memories = []
+
+    class Watch(Callback):
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            memories.append({name: value.clone() for name, value in module.relation.memory.named_buffers()})
+
+    recipe = TINY.override({"trainer.ema": 0.8, "relation.memory": 16})
+    fit(recipe, tmp_path / "run", callbacks=(Watch(),))
+    kept = load_file(RunFolder(tmp_path / "run").weights)
+    for name, value in memories[-1].items():
+        assert torch.equal(kept[f"relation.memory.{name}"], value), name
+
+
 def test_a_decay_out_of_range_is_a_sentence(tmp_path):
     with pytest.raises(InvalidInput, match=r"`trainer\.ema` \(1\) must be at least 0 and below 1"):
         fit(TINY.override({"trainer.ema": 1.0}), tmp_path / "run")

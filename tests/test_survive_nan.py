@@ -1,18 +1,21 @@
 """A NaN in training ends the run with a sentence, or costs one step."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 from safetensors.torch import load_file
 from surviving import TINY, broken_off, fit, same_weights
+from torch import nn
 
 from setwise import guards
 from setwise.checkpoints import read_checkpoint
 from setwise.data import TRANSFORMS
 from setwise.data.loader import BatchedSplit
 from setwise.errors import RunError
+from setwise.guards import NoNumber
 from setwise.recipes import yaml_file
 from setwise.run_folder import RunFolder
 
@@ -71,6 +74,18 @@ def test_a_skipped_step_leaves_the_network_as_it_was_and_is_counted(tmp_path, na
     fit(recipe, broken.path, resume=True)  # the count survives, too
     assert sentence in json.loads(broken.environment.read_text())["notes"]
     assert same_weights(tmp_path / "run", broken.path)
+
+
+@pytest.mark.parametrize("loss", [float("nan"), 1.0])
+def test_with_a_gradient_scaler_a_step_without_a_number_is_counted_and_taken_back_from_the_buffers(tmp_path, loss):
+    guard, module = NoNumber("skip", tmp_path / "nan.json"), nn.BatchNorm1d(4)
+    plugin, loop = SimpleNamespace(scaler=object()), SimpleNamespace(batch_idx=7)
+    trainer = SimpleNamespace(precision_plugin=plugin, current_epoch=3, fit_loop=loop)
+    guard.on_train_batch_start(trainer, module, None, 7)
+    module(torch.full((3, 4), loss))
+    guard.on_train_batch_end(trainer, module, {"loss": torch.tensor(loss)}, None, 7)
+    assert bool(module.running_mean.isfinite().all())
+    assert guard.skipped == ([] if loss == 1.0 else [[3, 7]])
 
 
 def test_without_a_nan_skipping_changes_nothing(tmp_path):

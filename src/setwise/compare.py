@@ -5,9 +5,12 @@ import json
 import math
 import multiprocessing
 import queue
+import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +21,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from setwise.data.images import num_cores
-from setwise.errors import InvalidInput, RunError, choose
+from setwise.errors import InvalidInput, RunError, Stopped, choose
 from setwise.judge import Arm, Plan, read_plan, write_plan
 from setwise.launch import end_with_parent, started
 from setwise.metrics import lower_is_better
@@ -214,16 +217,38 @@ def _work(jobs: Sequence[_Job], workers: int | None, progress: Progress) -> None
     todo = [job for job in jobs if not RunFolder(job.folder).complete]
     if not todo:
         return
-    workers = min(len(todo), workers or _default_workers(todo[0].recipe))
+    asked = workers or _default_workers(todo[0].recipe)
+    # Of all workers, also where few runs are left: sums round otherwise with more threads, and a resumed comparison
+    # is to end as an unbroken one.
+    threads = max(1, num_cores() // asked)
+    workers = min(len(todo), asked)
     share = 1 / len(jobs)
     finished = len(jobs) - len(todo)
-    if workers == 1:
+    if asked == 1:
         for number, job in enumerate(todo):
             base = (finished + number) * share
             _train(job, _EpochReport(job, partial(_move, progress, base, share)))
             progress(job.name, base + share)
         return
-    _work_in_parallel(todo, workers, _Share(finished, share), progress)
+    with _ended_by_sigterm():
+        _work_in_parallel(todo, workers, threads, _Share(finished, share), progress)
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Workers do not hear the signal, so the first process ends them; each goes on from its last checkpoint."""
+
+    def stop(number: int, frame: Any) -> None:
+        raise Stopped("Stopped by SIGTERM; continue with --resume.")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _move(progress: Progress, base: float, share: float, name: str, part: float) -> None:
@@ -238,10 +263,9 @@ class _Share:
     of_one: float
 
 
-def _work_in_parallel(todo: Sequence[_Job], workers: int, share: _Share, progress: Progress) -> None:
+def _work_in_parallel(todo: Sequence[_Job], workers: int, threads: int, share: _Share, progress: Progress) -> None:
     context = multiprocessing.get_context("spawn")  # a forked child would inherit torch's threads in any state
     messages = context.Queue()
-    threads = max(1, num_cores() // workers)
     parts = {job.name: 0.0 for job in todo}
     failed: dict[str, BaseException] = {}
     with ProcessPoolExecutor(workers, context, _start_worker, (messages, threads)) as pool:
@@ -254,7 +278,7 @@ def _work_in_parallel(todo: Sequence[_Job], workers: int, share: _Share, progres
                     parts[name] = max(parts[name], part)
                     progress(name, (share.finished + sum(parts.values())) * share.of_one)
                 failed |= {futures[future]: error for future in done if (error := future.exception()) is not None}
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, Stopped):
             pool.shutdown(wait=False, cancel_futures=True)
             for child in multiprocessing.active_children():
                 child.kill()  # Lightning answers a mere SIGTERM when its epoch is over; checkpoints are written whole

@@ -41,7 +41,9 @@ def explained(recipe: Recipe, folder: Path) -> Iterator[None]:
         raise KeyboardInterrupt from stop
     except SetwiseError:
         raise
-    except OSError as error:
+    except (MemoryError, OSError) as error:
+        if isinstance(error, MemoryError) or error.errno == errno.ENOMEM:
+            raise RunError(_sentence("", recipe, memory=True) or "Memory does not suffice.") from error
         if error.errno not in UNWRITABLE:
             raise
         raise unwritable(folder, error) from error

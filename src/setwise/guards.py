@@ -13,6 +13,7 @@ import lightning.pytorch as L
 import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping, WeightAveraging
 from torch import Tensor
+from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import Optimizer
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
@@ -39,7 +40,8 @@ class NoNumber(Callback):
     validated or saved: one look a step would make a GPU wait for its driver. ``skip`` must decide before each update,
     so it waits for the device at every step, and copies the buffers of the network: what BatchNorm has seen of such a
     batch is taken back. The gradient of all processes is the same, so all of them decide alike. In 16-mixed precision
-    the gradient scaler leaves out such updates itself, uncounted, as it does while it looks for its scale.
+    the gradient scaler leaves out such updates itself, as it does uncounted while it looks for its scale; here a step
+    whose loss is no number is counted, and taken back from the buffers.
 
     Args:
         action: of the recipe's ``trainer.on_nan``.
@@ -80,12 +82,15 @@ class NoNumber(Callback):
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
         """Take the step back if its gradient is no number: a parameter without a gradient is not updated."""
-        if self.action != "skip" or getattr(trainer.precision_plugin, "scaler", None) is not None:
+        if self.action != "skip" or _has_scaler(trainer):
             return
         gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
         if bool(torch.isfinite(torch.nn.utils.get_total_norm(gradients))):
             return
         optimizer.zero_grad(set_to_none=True)
+        self._take_back(trainer, pl_module)
+
+    def _take_back(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         for buffer, before in zip(pl_module.buffers(), self._buffers, strict=True):
             buffer.copy_(before)
         self.skipped.append([trainer.current_epoch, trainer.fit_loop.batch_idx])
@@ -99,6 +104,8 @@ class NoNumber(Callback):
         batch_idx: int,
     ) -> None:
         """Keep the loss on the device, and now and then look."""
+        if self.action == "skip" and _has_scaler(trainer) and any(gather_objects(not outputs["loss"].isfinite())):
+            self._take_back(trainer, pl_module)
         if self.action == "stop":
             self._kept.append((batch_idx, outputs["loss"], batch.index))
             if (batch_idx + 1) % CHECK_EVERY == 0 or trainer.is_last_batch:
@@ -191,6 +198,10 @@ class Sigterm(Checkpoint):
         return trainer.strategy.reduce_boolean_decision(self.told, all=False)
 
 
+def _has_scaler(trainer: L.Trainer) -> bool:
+    return getattr(trainer.precision_plugin, "scaler", None) is not None
+
+
 class EarlyStop(EarlyStopping):
     """Lightning's, which forgets when it is resumed that it had ended the training."""
 
@@ -203,7 +214,9 @@ class EarlyStop(EarlyStopping):
 class Averaged(WeightAveraging):
     """The exponential moving average of the weights, which is validated, selected and kept.
 
-    Buffers are averaged too. The first step's weights are where the average begins.
+    The running averages of norms are averaged, too; all other buffers are the network's own, for a memory of past
+    samples or a queue would mix what belongs to different images. The first step's weights are where the average
+    begins.
 
     Args:
         decay: part of the old average in the new one.
@@ -211,6 +224,17 @@ class Averaged(WeightAveraging):
 
     def __init__(self, decay: float) -> None:
         super().__init__(multi_avg_fn=get_ema_multi_avg_fn(decay))
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Average, and take over what is no average."""
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        assert self._average_model is not None
+        for own, averaged in zip(pl_module.modules(), self._average_model.module.modules(), strict=True):
+            if not isinstance(own, _NormBase):
+                for buffer, kept in zip(own.buffers(recurse=False), averaged.buffers(recurse=False), strict=True):
+                    kept.copy_(buffer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Nothing yet: a run that is resumed after its last epoch does not come by here."""

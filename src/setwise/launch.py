@@ -19,8 +19,8 @@ RANKS = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
 
 def is_first(environment: Mapping[str, str] = os.environ) -> bool:
     """Whether this process is the one that writes: rank 0, or the only one."""
-    if "RANK" not in environment and not _under_slurm(environment):
-        return environment.get("LOCAL_RANK", "0") == "0"
+    if "RANK" not in environment and not _under_slurm(environment):  # Lightning's own processes
+        return all(environment.get(name, "0") == "0" for name in ("LOCAL_RANK", "NODE_RANK"))
     return next(environment[name] for name in RANKS if name in environment) == "0"
 
 

@@ -1,5 +1,6 @@
 """Lightning's Trainer as a recipe sets it: loggers, checkpoints, and the callbacks that let a run survive."""
 
+import inspect
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -55,7 +56,7 @@ def make_trainer(
             enable_progress_bar=shown,
             use_distributed_sampler=False,  # our sampler slices by rank itself, keyed by seed and epoch
         )
-    except (ImportError, ValueError, MisconfigurationException) as error:
+    except (ImportError, TypeError, ValueError, MisconfigurationException) as error:
         if isinstance(error, SetwiseError):
             raise
         raise InvalidInput(f"Lightning cannot be set up as the recipe's trainer says: {error}") from error
@@ -115,5 +116,7 @@ def _logger(name: str, folder: RunFolder) -> Any:
         return loggers.CSVLogger(folder.logs, name="csv")
     if name == "tensorboard":
         return loggers.TensorBoardLogger(folder.logs, name="tensorboard")
-    known = {"csv": None, "tensorboard": None} | {n: getattr(loggers, n) for n in loggers.__all__}
-    return choose(name, known, "logger")(save_dir=folder.logs)
+    known = {"csv": None, "tensorboard": None} | {n: getattr(loggers, n) for n in loggers.__all__ if n != "Logger"}
+    made = choose(name, known, "logger")
+    takes = inspect.signature(made).parameters
+    return made(**{where: folder.logs for where in ("save_dir", "root_dir") if where in takes})

@@ -222,7 +222,7 @@ def test_the_routing_network_sees_the_experts_so_far_and_no_later_one():
         feature = features[:, step] / features[:, step].norm(dim=1, keepdim=True)
         hidden = torch.relu(feature @ stop.inward[step].weight.T + stop.inward[step].bias)
         best = logits[:, : step + 1].mean(1).sort(1, descending=True).values[:, :2]
-        expected = torch.cat([hidden, best], 1) @ stop.outward[step].weight.T + stop.outward[step].bias
+        expected = torch.cat([hidden, best], 1) @ stop.outward.weight.T + stop.outward.bias
         torch.testing.assert_close(scores[:, step : step + 1], expected)
 
 

@@ -71,7 +71,11 @@ def test_reported_numbers_stand_with_their_source(comparison_folder):
     [
         ({"num_seeds": 9, "seed": 3, "data.root": "/data", "data.num_workers": 4, "data.cache": "files"}, []),
         ({"trainer.accelerator": "cpu", "trainer.logger": ("csv",), "trainer.val_every": 5}, []),
-        ({"relation.attend": "same-class", "relation.num_heads": 8, "trainer.checkpoint_every": 9, "ran": ()}, []),
+        ({"relation.attend": "same-class", "trainer.checkpoint_every": 9, "ran": ()}, []),
+        (
+            {"relation.official_replace": True, "relation.num_heads": 8},
+            ["relation.num_heads", "relation.official_replace"],
+        ),
         ({"trainer.epochs": 30, "optimizer.lr": 0.2}, ["optimizer.lr", "trainer.epochs"]),
         ({"primary": "accuracy"}, ["primary"]),
     ],

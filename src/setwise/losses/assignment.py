@@ -34,7 +34,7 @@ def assignment_loss(
 ) -> Float[Tensor, "B"]:
     """Binary cross-entropy of going on, where images that should weigh a hundred times as much.
 
-    Averaged over the steps; of this the source says nothing.
+    Averaged over the steps, as in the official code.
 
     Raises:
         InvalidInput: if scores and logits do not fit.

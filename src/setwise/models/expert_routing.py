@@ -61,8 +61,9 @@ def route(logits: Float[Tensor, "B E K"], scores: Float[Tensor, "B steps"]) -> R
 class ExpertAssignment(nn.Module):
     """Scores of going on, one small network after each expert but the last; trained alone, on frozen experts.
 
-    After expert ``e`` it sees that expert's feature, L2-normalised and mapped to ``hidden`` numbers, beside the
-    ``top_k`` largest of the mean logits so far.
+    After expert ``e`` it sees that expert's feature, L2-normalised and mapped to ``hidden`` numbers by a layer of its
+    own, beside the ``top_k`` largest of the mean logits so far. One layer makes the score of all steps, as in the
+    official code.
 
     Args:
         dim: width ``C`` of one expert's feature.
@@ -89,15 +90,15 @@ class ExpertAssignment(nn.Module):
         self.top_k = min(top_k, num_classes)
         steps = range(num_experts - 1)
         self.inward = nn.ModuleList(nn.Linear(dim, hidden) for _ in steps)
-        self.outward = nn.ModuleList(nn.Linear(hidden + self.top_k, 1) for _ in steps)
+        self.outward = nn.Linear(hidden + self.top_k, 1)
 
     def forward(self, features: Float[Tensor, "B E C"], logits: Float[Tensor, "B E K"]) -> Float[Tensor, "B steps"]:
         """Scores of going on after expert 1 .. ``E - 1``; above 0: yes."""
         scores = []
-        for step, (inward, outward) in enumerate(zip(self.inward, self.outward, strict=True)):
+        for step, inward in enumerate(self.inward):
             feature = inward(F.normalize(features[:, step])).relu()
             best = logits[:, : step + 1].mean(1).topk(self.top_k, 1).values
-            scores.append(outward(torch.cat([feature, best], 1)))
+            scores.append(self.outward(torch.cat([feature, best], 1)))
         return torch.cat(scores, 1)
 
 

@@ -10,8 +10,8 @@ from setwise.report.wording import names_of, percent
 
 __all__ = ["departures", "reported_lines", "reported_of"]
 
-OF_THE_ARMS = "relation."
-"""These fields make the arms of a comparison."""
+OF_THE_ARMS = ("relation.name", "relation.attend", "relation.attention_dropout")
+"""These fields make the arms of a comparison: without a relation, or with one that attends to itself alone."""
 OF_THE_MACHINE = (
     "seed",
     "num_seeds",
@@ -57,7 +57,7 @@ def reported_of(plan: Plan) -> tuple[Reported, ...]:
 def departures(plan: Plan) -> list[str]:
     """Fields ("group.field") in which a run of the plan differs from the recipe of its name, tuned ones among them.
 
-    Fields of the relation do not count, nor where and how often the recipe runs. Empty for a name that no recipe has.
+    What makes the arms does not count, nor where and how often the recipe runs. Empty for a name that no recipe has.
     """
     known = RECIPES.get(plan.recipe.name)
     if known is None:
@@ -65,7 +65,7 @@ def departures(plan: Plan) -> list[str]:
     then = flat(known)
     found = []
     for field, value in flat(plan.recipe).items():
-        if field in (*NOT_SAID, *OF_THE_MACHINE) or field.startswith(OF_THE_ARMS):
+        if field in (*NOT_SAID, *OF_THE_MACHINE, *OF_THE_ARMS):
             continue
         tuned = [_plain(arm.settings[field]) for arm in plan.arms if field in arm.settings]
         if any(one != then[field] for one in (value, *tuned)):
