@@ -57,7 +57,12 @@ def export(run: str | Path, out: Path, formats: Sequence[str] = ("safetensors", 
     )
     with torch.inference_mode():
         expected = task(images)
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(
+            f"The folder {out} cannot be written: {error.strerror or error}. Name another with --out."
+        ) from error
     written = []
     for name in formats:
         write, suffix = FORMATS[name]
@@ -67,7 +72,11 @@ def export(run: str | Path, out: Path, formats: Sequence[str] = ("safetensors", 
         got = write(plain, images, path)
         difference = float((got - expected).abs().max() / expected.abs().max())
         if not difference <= TOLERANCE:
-            raise RunError(f"{path} disagrees with the evaluated model by {difference:.1e} of the largest score.")
+            path.unlink()
+            raise RunError(
+                f"The model as {name} disagrees with the evaluated one by {difference:.1e} of the largest score, more "
+                f"than {TOLERANCE:g}, so {path.name} was not kept. Leave {name} out of --formats."
+            )
         written.append(Exported(name, path, difference))
     return written
 

@@ -84,7 +84,10 @@ def to_listing(folders: ClassFolders, class_names: list[str], *, part: str) -> L
     """
     unknown = [repr(name) for name in folders if name not in class_names]
     if unknown:
-        raise DataError(f"Class {shorten(unknown, separator=', ')} of {part} is missing in train.")
+        raise DataError(
+            f"Class {shorten(unknown, separator=', ')} of {part} is missing in train: add images of it there, or take "
+            f"its folder out of {part}."
+        )
     label = {name: place for place, name in enumerate(class_names)}
     paths = [path for images in folders.values() for path in images]
     target = [label[name] for name, images in folders.items() for _ in images]
@@ -99,4 +102,6 @@ def require_images(folders: ClassFolders, folder: Path) -> None:
     """
     empty = [repr(name) for name, images in folders.items() if not images]
     if empty:
-        raise DataError(f"No image in {folder} for class {shorten(empty, separator=', ')}.")
+        raise DataError(
+            f"No image in {folder} for class {shorten(empty, separator=', ')}: put some there, or remove the folder."
+        )

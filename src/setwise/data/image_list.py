@@ -253,7 +253,7 @@ def require_every_class(train: ImageList, num_classes: int) -> None:
     """
     present = {label for image in train.images for label in image.labels}
     if not present:
-        raise DataError(f"{train.file} has no image for any label.")
+        raise DataError(f"{train.file} has no image for any label: every line is the path of an image and its label.")
     absent = (str(label) for label in range(num_classes) if label not in present)
     if num_classes > len(present):
         first, number = list(islice(absent, MOST_LISTED)), num_classes - len(present)  # a mistyped label may be huge
