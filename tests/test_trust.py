@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from setwise.models import PatchConvNet
+from setwise.models import PatchConvNet, load_weights
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -96,6 +96,8 @@ def test_a_try_measures_every_map_and_a_second_call_goes_on(trust, tiny, coco, t
     }.items():
         assert {method for name, method in maps if name == network} == {*methods, "centre", "uniform"}
     assert "| query a class | attention |" in capsys.readouterr().out
+    network = trust["networks"].NETWORKS["query a class"](5)
+    assert not load_weights(network, tmp_path / "query-a-class.pt").missing  # as `setwise show` reads them
     (tmp_path / "trust.jsonl").write_text("\n".join(lines[:-3]) + "\n")
     before = os.stat(tmp_path / "average.pt").st_mtime_ns
     trust["main"].main(command)
@@ -112,7 +114,11 @@ def test_a_network_of_ones_own_is_measured_on_coco(trust, coco, tmp_path, capsys
     command += ["--options", "embed_dim=16", "depth=1", "--pictures", "2", "--steps", "2", "--side", "32"]
     trust["main"].main([*command, "--out", str(tmp_path / "out"), "--threads", "1"])
     table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| coco")]
-    assert [row.split(" | ")[2] for row in table] == ["attention", "Grad-CAM", "centre", "uniform"]
+    others = ["Grad-CAM", "centre", "uniform"]
+    assert [row.split(" | ")[2] for row in table] == ["attention", *others, *(f"attention - {map_}" for map_ in others)]
+    line = json.loads((tmp_path / "out" / "trust.jsonl").read_text().splitlines()[0])
+    assert len(line["deletion_curve"]) == len(line["insertion_curve"]) == 3
+    assert line["deletion_curve"][0] == pytest.approx(line["probability"], abs=1e-5)
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason=f"no data sets in {DATA}")

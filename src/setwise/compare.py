@@ -5,12 +5,9 @@ import json
 import math
 import multiprocessing
 import queue
-import signal
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +20,7 @@ from lightning.pytorch.callbacks import Callback
 from setwise.data.images import num_cores
 from setwise.errors import InvalidInput, RunError, Stopped, choose
 from setwise.judge import Arm, Plan, read_plan, write_plan
-from setwise.launch import end_with_parent, started
+from setwise.launch import end_with_parent, started, stopped_by_sigterm
 from setwise.metrics import lower_is_better
 from setwise.nn.attend import ATTEND
 from setwise.recipes import Recipe
@@ -230,25 +227,8 @@ def _work(jobs: Sequence[_Job], workers: int | None, progress: Progress) -> None
             _train(job, _EpochReport(job, partial(_move, progress, base, share)))
             progress(job.name, base + share)
         return
-    with _ended_by_sigterm():
+    with stopped_by_sigterm():
         _work_in_parallel(todo, workers, threads, _Share(finished, share), progress)
-
-
-@contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """Workers do not hear the signal, so the first process ends them; each goes on from its last checkpoint."""
-
-    def stop(number: int, frame: Any) -> None:
-        raise Stopped("Stopped by SIGTERM; continue with --resume.")
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _move(progress: Progress, base: float, share: float, name: str, part: float) -> None:

@@ -5,13 +5,16 @@ makes folders, writes and prints.
 """
 
 import os
-from collections.abc import Mapping
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from multiprocessing import parent_process
-from threading import Thread
+from typing import Any
 
-from setwise.errors import InvalidInput
+from setwise.errors import InvalidInput, Stopped
 
-__all__ = ["end_with_parent", "is_first", "started"]
+__all__ = ["end_with_parent", "is_first", "started", "stopped_by_sigterm"]
 
 RANKS = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
 """Where a launcher puts the rank of a process; the first that is set counts."""
@@ -62,7 +65,30 @@ def end_with_parent() -> None:
         parent.join()
         os._exit(1)  # checkpoints are written whole
 
-    Thread(target=watch, daemon=True).start()
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@contextmanager
+def stopped_by_sigterm() -> Iterator[None]:
+    """Within, SIGTERM ends this process's work as an exception; afterwards it is heard as before.
+
+    For a first process whose workers do not hear the signal; each of their runs goes on from its last checkpoint.
+
+    Raises:
+        Stopped: when it comes.
+    """
+
+    def stop(number: int, frame: Any) -> None:
+        raise Stopped("Stopped by SIGTERM; continue with --resume.")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _of_launcher(environment: Mapping[str, str]) -> tuple[int, int] | None:
