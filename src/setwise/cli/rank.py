@@ -26,9 +26,8 @@ class _Rank:
     """Show the accuracy of few-shot runs on each data set, in percent with half of its 95 % interval over episodes.
 
     A column is a data set with one form of episodes, 5-way 1-shot say. The rank is the mean over the columns that all
-    rows have, 1 the best. Below stand the numbers that the recipes of
-    the runs report from the literature; they were taken on other episodes and mostly other trunks, and have no part in
-    the rank.
+    rows have, 1 the best. Below stand the numbers that the recipes of the runs report from the literature; they were
+    taken on other episodes and mostly other trunks, and have no part in the rank.
     """
 
     runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN...")]

@@ -33,10 +33,9 @@ TILE_SCORES = 2**18
 LEAST_ROWS = 384
 """A product with fewer rows spends its time on laying out the other factor."""
 
-PIECE_BYTES = {"cpu": 2**21}
-"""Prototypes that a fused kernel writes at once: few (2 MiB), so that they stay in the cache and little is held."""
-PIECE_BYTES_ELSEWHERE = 2**26
-"""A GPU wants more work in a call (64 MiB)."""
+PIECE_BYTES = {"cpu": 2**21, "cuda": 2**26}
+"""Prototypes that a fused kernel writes at once: few on a CPU (2 MiB), so that they stay in the cache and little is
+held; a GPU wants more work in a call (64 MiB), and other devices are taken for one."""
 
 IMAGES = 16
 """Rows of a product are given to the convolution as so many images: with fewer torch does not ask oneDNN
@@ -151,7 +150,7 @@ def fused(query: Tensor, value: Tensor, keys: Tensor, values: Tensor, sizes: Seq
     """:func:`squared_distances` by torch's fused attention, classes of equal shots together."""
     by_key, by_value = keys.split(tuple(sizes)), values.split(tuple(sizes))
     row_bytes = value.shape[1] * value.itemsize
-    piece_bytes = PIECE_BYTES.get(query.device.type, PIECE_BYTES_ELSEWHERE)
+    piece_bytes = PIECE_BYTES.get(query.device.type) or PIECE_BYTES["cuda"]
     again = torch.is_grad_enabled() and len(sizes) * len(value) * row_bytes > KEPT_BYTES
     order: list[int] = []
     parts = []

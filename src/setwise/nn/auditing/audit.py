@@ -139,10 +139,10 @@ def audit(model: nn.Module, batch: Any, *, tolerance: float = 1e-4) -> Audit:
     independent if no element follows both sample 0 and its mates. Tensors without axes (a loss) are left out.
 
     All runs of a mode start from one random state, so that dropout is the same; what comes in only by way of elements
-    that this one draw drops is not found. Modes, buffers, attributes, gradients
-    and the random state (torch's and Python's) stay as they were; only what a forward writes into a list or dictionary
-    of its own stays. The mode in which the model is found is audited as it is, with submodules that are frozen or were
-    forgotten; the other one after ``train()`` or ``eval()``.
+    that this one draw drops is not found. Modes, buffers, attributes, gradients and the random state (torch's and
+    Python's) stay as they were; only what a forward writes into a list or dictionary of its own stays. The mode in
+    which the model is found is audited as it is, with submodules that are frozen or were forgotten; the other one after
+    ``train()`` or ``eval()``.
 
     Args:
         model: is called as ``model(batch)``.
