@@ -36,7 +36,18 @@ from typing import Any
 
 import torch
 from insertion_steps import HEADS, make_detr, make_layers, make_vit
-from measuring import KEEP, RETURN, Step, middle, milliseconds, peak_resident, processor, refuse_old, take_turns
+from measuring import (
+    KEEP,
+    RETURN,
+    Step,
+    clock_of,
+    matmul_rate,
+    middle,
+    peak_resident,
+    processor,
+    refuse_old,
+    take_turns,
+)
 from torch import Tensor
 
 from setwise.nn.attention import SetAttention
@@ -49,20 +60,6 @@ LIMITS = {"vit": 1.25 * 1.1, "detr": 1.25, "attention": 0.85, "layer": 0.90}
 NOISE = 0.05
 """For one token the ratio must be within this of 1."""
 MEMORY_STEPS = 3
-
-
-def clock_of(device: torch.device) -> Callable[[Step], float]:
-    return on_gpu if device.type == "cuda" else milliseconds
-
-
-def on_gpu(step: Step) -> float:
-    """Milliseconds on the card's own clock."""
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    start.record()
-    step()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end)
 
 
 def peak_memory(make: Callable[[], Step], device: torch.device) -> float:
@@ -86,25 +83,12 @@ def saved_memory(shape: tuple[int, int, int]) -> float:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in known:
             kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # an output that its own step keeps would hold the graph for ever
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         out = attention(x)  # held, or its storage could be given to another tensor
     del out
     return sum(kept.values()) / 2**20
-
-
-def matmul_rate(device: torch.device) -> float:
-    """Operations a second of a large product in bfloat16."""
-    side = 8192
-    a, b = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
-    out = torch.empty_like(a)
-
-    def product() -> None:
-        torch.mm(a, b, out=out)
-
-    taken = take_turns({"product": product}, 10, clock=clock_of(device))["product"]
-    return 2 * side**3 / (median(taken) / 1000)
 
 
 def operations(part: str, shape: tuple[int, int, int]) -> int:

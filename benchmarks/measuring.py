@@ -1,4 +1,4 @@
-"""How every benchmark here takes time and memory: turns, fresh processes, and the name of the machine."""
+"""How every benchmark here takes time and memory: turns, fresh processes, and the name and rate of the machine."""
 
 import argparse
 import os
@@ -17,7 +17,9 @@ __all__ = [
     "KEEP",
     "RETURN",
     "Step",
+    "clock_of",
     "fresh",
+    "matmul_rate",
     "middle",
     "milliseconds",
     "peak_resident",
@@ -56,6 +58,21 @@ def milliseconds(step: Step) -> float:
     return 1000 * (time.process_time() - before)
 
 
+def on_gpu(step: Step) -> float:
+    """Milliseconds on the card's own clock."""
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    step()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end)
+
+
+def clock_of(device: torch.device) -> Callable[[Step], float]:
+    """The card's own clock, or that of the process."""
+    return on_gpu if device.type == "cuda" else milliseconds
+
+
 def take_turns(
     steps: Mapping[str, Step], turns: int, *, warmup: int = 1, clock: Callable[[Step], float] = milliseconds
 ) -> dict[str, list[float]]:
@@ -69,6 +86,15 @@ def take_turns(
             if turn >= warmup:
                 taken[name].append(spent)
     return taken
+
+
+def matmul_rate(device: torch.device) -> float:
+    """Operations a second of a large product in bfloat16."""
+    side = 8192
+    a, b = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
+    out = torch.empty_like(a)
+    taken = take_turns({"product": lambda: torch.mm(a, b, out=out)}, 10, clock=clock_of(device))["product"]
+    return 2 * side**3 / (median(taken) / 1000)
 
 
 def middle(values: list[float], digits: int) -> str:

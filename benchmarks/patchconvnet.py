@@ -15,8 +15,12 @@ The variants take turns in one process, the order rotating; a ratio is the media
 one thread the clock is that of the process (CPU time), so that other work on the machine counts less. Memory is the
 growth of peak resident memory from before the model is built, weights and input included, in fresh processes; the last
 column has what the forward pass of a training step keeps of each image for the backward pass. A training step is cross
-entropy and its backward pass. Aims: forward pass 1.3 times as fast as the twin, training memory
-at most 0.8 of it, the head five times as fast.
+entropy and its backward pass. Aims: forward pass 1.3 times as fast as the twin, training memory at most 0.8 of it, the
+head five times as fast.
+
+With --device cuda: both networks, channels last, under bfloat16 autocast, as they are and compiled, on the card's own
+clock; images a second, the share of the card's rate in a large matrix product, and torch's peak of memory. Compiling
+takes minutes for each.
 """
 
 import argparse
@@ -30,17 +34,20 @@ from statistics import median
 import timm
 import torch
 import torch.nn.functional as F
-from measuring import fresh, middle, peak_resident, processor, refuse_old, take_turns
+from measuring import Step, clock_of, fresh, matmul_rate, middle, peak_resident, processor, refuse_old, take_turns
 from patchconvnet_twin import TokenNetwork, TokenPool
 from torch import Tensor, nn
 
 from setwise.models.patchconvnet import checkpoint_filter_fn
 from setwise.nn import AttentionPool, PerClassLinear
+from setwise.profiling import Setting, count
 
 DIM, DEPTH, CLASSES, SIDE = 384, 60, 1000, 224
 CELLS = ("s60", "s60_multi", "pool", "head")
 VARIANTS = ("ours", "ours, whole", "twin", "twin, channels last")
 YARDSTICK = "twin"
+NETWORKS = ("s60", "s60_multi")
+ON_GPU = ("ours", "ours, compiled", "twin", "twin, compiled")
 
 
 class Layers(nn.Module):
@@ -153,7 +160,7 @@ def kept_of(cell: str, variant: str, *, batch: int, depth: int) -> float:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in given:
             kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # an output that its own step keeps would hold the graph for ever
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         out = scores_of(model, cell, x)
@@ -189,10 +196,55 @@ def rows_of(cell: str, arguments: argparse.Namespace) -> list[str]:
     return rows
 
 
+def step_on(device: torch.device, cell: str, variant: str, *, batch: int, training: bool, depth: int) -> Step:
+    """A forward pass or a training step in bfloat16, channels last."""
+    name, _, compiled = variant.partition(", ")
+    model = make(cell, name, depth, alike=False).train(training).to(device, memory_format=torch.channels_last)
+    run = torch.compile(model) if compiled else model
+    x = torch.randn(batch, 3, SIDE, SIDE, device=device).contiguous(memory_format=torch.channels_last)
+    target = torch.arange(batch, device=device) % CLASSES
+
+    def step() -> None:
+        model.zero_grad()
+        with torch.set_grad_enabled(training), torch.autocast(device.type, torch.bfloat16):
+            out = run(x)
+        if training:
+            F.cross_entropy(out.float(), target).backward()
+
+    return step
+
+
+def gpu_rows_of(cell: str, arguments: argparse.Namespace, device: torch.device, rate: float) -> list[str]:
+    """Variants take turns as on the CPU; memory is of each alone, before."""
+    _, _, forward = count(f"patchconvnet_{cell}", Setting(batch_size=1, options={"depth": arguments.depth}))
+    rows = []
+    for training in (False, True):
+        steps, memory = {}, {}
+        for variant in ON_GPU:
+            before = torch.cuda.memory_allocated(device)
+            how = {"batch": arguments.batch_size, "training": training, "depth": arguments.depth}
+            steps[variant] = step_on(device, cell, variant, **how)
+            steps[variant]()  # which compiles
+            torch.cuda.reset_peak_memory_stats(device)
+            steps[variant]()
+            memory[variant] = (torch.cuda.max_memory_allocated(device) - before) / 2**20
+        taken = take_turns(steps, arguments.turns, warmup=3, clock=clock_of(device))
+        for variant, spent in taken.items():
+            ratios = [other / own for own, other in zip(spent, taken[YARDSTICK], strict=True)]
+            speed = arguments.batch_size / (median(spent) / 1000)
+            share = 2 * forward * (3 if training else 1) * speed / rate
+            cells = [cell, "training" if training else "forward", variant, f"{speed:.0f}", middle(ratios, 2)]
+            cells += [f"{share:.0%}", f"{memory[variant]:.0f}", f"{memory[variant] / memory[YARDSTICK]:.2f}"]
+            rows.append(f"| {' | '.join(cells)} |")
+            print(rows[-1], flush=True)
+    return rows
+
+
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cells", nargs="+", choices=CELLS, default=CELLS)
-    parser.add_argument("--batch-size", type=int, default=8, help="images (default 8)")
+    parser.add_argument("--cells", nargs="+", choices=CELLS, help="default: all; on a GPU the two networks")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ... (default cpu)")
+    parser.add_argument("--batch-size", type=int, help="images (default 8; on a GPU 128)")
     parser.add_argument("--depth", type=int, default=DEPTH, help="blocks of the trunk (default 60)")
     parser.add_argument("--turns", type=int, default=7, help="measured turns of each cell (default 7)")
     parser.add_argument("--memory-readings", type=int, default=1, help="fresh processes of each figure (default 1)")
@@ -203,6 +255,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     if arguments.turns < 2:
         parser.error("--turns must be 2 or more, for one turn has no spread")
     refuse_old(parser, arguments.out)
+    gpu = torch.device(arguments.device).type == "cuda"
+    arguments.cells = arguments.cells or (NETWORKS if gpu else CELLS)
+    arguments.batch_size = arguments.batch_size or (128 if gpu else 8)
+    if gpu and set(arguments.cells) - set(NETWORKS):
+        parser.error(f"--device {arguments.device} takes the cells {', '.join(NETWORKS)}")
     return arguments
 
 
@@ -213,14 +270,21 @@ def main(argv: list[str] | None = None) -> None:
         cell, variant, training = arguments.memory_of
         print(memory_of(cell, variant, training == "1", arguments.batch_size, arguments.depth))
         return
-    head = "| network | step | variant | ms | times as fast | MiB | of the twin's | kept an image, MiB |"
+    device = torch.device(arguments.device)
+    if device.type == "cuda":
+        head = "| network | step | variant | images/s | times as fast | of torch.mm's rate | MiB | of the twin's |"
+        rate = matmul_rate(device)
+        where, how = torch.cuda.get_device_name(device), f"; torch.mm: {rate / 1e12:.0f} TFLOP/s"
+    else:
+        head = "| network | step | variant | ms | times as fast | MiB | of the twin's | kept an image, MiB |"
+        where, how = f"{processor()}, {arguments.threads} threads, no GPU", f"; load {os.getloadavg()}"
     print(head, flush=True)
-    rows = [row for cell in arguments.cells for row in rows_of(cell, arguments)]
-    about = (
-        f"* {date.today()}, {processor()}, {arguments.threads} threads, no GPU; python {platform.python_version()}, "
-    )
-    about += f"torch {torch.__version__}; batch {arguments.batch_size}, {SIDE} pixels, {arguments.depth} blocks; "
-    about += f"{arguments.turns} turns a cell, medians with quartiles; load {os.getloadavg()}"
+    rows = []
+    for cell in arguments.cells:
+        rows += gpu_rows_of(cell, arguments, device, rate) if device.type == "cuda" else rows_of(cell, arguments)
+    about = f"* {date.today()}, {where}; python {platform.python_version()}, torch {torch.__version__}; batch "
+    about += f"{arguments.batch_size}, {SIDE} pixels, {arguments.depth} blocks; {arguments.turns} turns a cell, "
+    about += f"medians with quartiles{how}"
     print(about)
     if arguments.out is not None:
         arguments.out.write_text("\n".join([head, f"|{8 * '---|'}", *rows, "", about]) + "\n")
