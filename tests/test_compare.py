@@ -126,6 +126,11 @@ def test_what_would_make_the_arms_incomparable_is_not_tuned(name):
         make_plan(TINY, tune={name: [1, 2]})
 
 
+def test_nothing_is_tuned_on_test():
+    with pytest.raises(InvalidInput, match="nothing is tuned on test: leave out --tune or --select-on test"):
+        make_plan(TINY.override({"select_on": "test"}), tune={"optimizer.lr": [0.1, 0.2]})
+
+
 def test_tuning_gives_every_arm_the_same_grid_on_seeds_of_its_own(tmp_path):
     plan = make_plan(TINY.override({"num_seeds": 1}), tune={"optimizer.lr": [0.1, 1e-6]})
     said = []

@@ -166,15 +166,31 @@ def test_selection_keeps_the_weights_that_validation_prefers(tmp_path, select):
 
 
 def test_weights_that_test_selects_are_the_best_ones_on_test_and_the_report_warns(tmp_path):
-    recipe = TINY.override({"trainer.select": "best", "trainer.select_on": "test", "trainer.val_every": 1})
-    recipe = recipe.override({"primary": "balanced_accuracy"})  # raw: what adjusts the other is chosen on validation
+    recipe = TINY.override({"trainer.select": "best", "select_on": "test", "trainer.val_every": 1})
     line = fit(recipe, tmp_path / "run")
     rows = next((tmp_path / "run" / "logs" / "csv").glob("version_*/metrics.csv")).read_text().splitlines()
-    column = rows[0].split(",").index("val/balanced_accuracy")
+    column = rows[0].split(",").index(f"val/{recipe.primary}")
     scores = [float(row.split(",")[column]) for row in rows[1:] if row.split(",")[column]]
-    assert line["metrics"]["balanced_accuracy"] == pytest.approx(max(scores))
+    assert line["metrics"][recipe.primary] == pytest.approx(max(scores))
     page = write_run_report(tmp_path / "run").read_text(encoding="utf-8")
     assert "selected on the test part" in page
+    assert "validation is the test part" in page
+
+
+@pytest.mark.parametrize(("name", "layout"), [("image-folder", "train-test"), ("cifar10-lt", "official")])
+def test_where_test_selects_all_training_images_are_trained_on(tmp_path, name, layout):
+    options = {f"data.{key}": value for key, value in fakes.write(name, tmp_path, layout).items()}
+    recipe = RECIPES["image-folder"].override({"data.name": name, **options})
+    kept = build_data(recipe)
+    whole = build_data(recipe.override({"select_on": "test"}))
+    assert kept.val_from_train
+    assert len(whole.train) == len(kept.train) + len(kept.val)
+    assert whole.val is whole.test
+    assert whole.test.names == kept.test.names
+    assert torch.equal(whole.group_counts, kept.group_counts)
+    assert torch.equal(whole.train_counts, whole.group_counts)
+    assert any("nothing is held out" in note for note in whole.notes)
+    assert not any(note.startswith("Validation is 0%") for note in whole.notes)
 
 
 def test_a_run_that_ends_before_its_first_validation_keeps_its_last_weights(tmp_path):

@@ -105,7 +105,7 @@ def _fit(
     meet_again(recipe.trainer.accelerator)
     with explained(recipe, folder.path):
         last = folder.last if folder.begun else None
-        trainer.fit(task, loaders["train"], loaders[recipe.trainer.select_on], ckpt_path=last, weights_only=True)
+        trainer.fit(task, loaders["train"], loaders["val"], ckpt_path=last, weights_only=True)
         folder = RunFolder(trainer.strategy.broadcast(folder.path))  # where the first process made it
         if recipe.trainer.select != "last":
             _load_best(task, folder, say)

@@ -103,9 +103,9 @@ def make_work(recipe: Recipe, say: Say) -> Work:
         SetwiseError: whatever is wrong with recipe or data.
     """
     choose(recipe.task, TASKS, "task")
-    if recipe.trainer.select_on == "test" and recipe.task != "classification":
+    if recipe.select_on == "test" and recipe.task != "classification":
         raise InvalidInput(
-            f"`trainer.select_on` test is of classification recipes; {recipe.name} ({recipe.task}) selects on val."
+            f"`select_on` test is of classification recipes; {recipe.name} ({recipe.task}) selects on val."
         )
     work = _episodic(recipe, say) if recipe.task == "few-shot" else _classifying(recipe, say)
     choose(recipe.primary, work.task.metric_names, "metric (primary)")

@@ -36,19 +36,17 @@ def test_the_page_is_well_formed_and_needs_nothing_outside_itself(html, judged_f
 
 
 def test_weights_that_the_test_part_chose_are_warned_of_wherever_their_numbers_stand(comparison):
-    chosen = {"trainer.select": "best", "trainer.select_on": "test"}
+    chosen = {"trainer.select": "best", "select_on": "test"}
     other = replace(comparison, plan=replace(comparison.plan, recipe=comparison.plan.recipe.override(chosen)))
-    told = "weights were selected on the test part, so every number of it is too good"
+    told = "weights and logit adjustment were selected on the test part, so every number of it is too good"
     assert told in selection_warning(other.plan.recipe)
     assert not selection_warning(comparison.plan.recipe)
-    staged = {"before.recipe": "digits-lt", "before.options": {f"{name}": value for name, value in chosen.items()}}
-    assert told in selection_warning(comparison.plan.recipe.override(staged))
     for shown, warned in ((comparison, False), (other, True)):
         console = Console(width=120, file=io.StringIO())
         console.print(comparison_table(shown))
         assert (told in console.file.getvalue()) is warned
         points_told = " ".join(how_judged(shown))
-        assert ("the test part chose the weights" in points_told) is warned
+        assert ("the test part chose weights and strength" in points_told) is warned
         assert ("the test part chooses nothing" in points_told) is not warned
 
 

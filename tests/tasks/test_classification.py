@@ -217,7 +217,6 @@ def test_labels_cannot_choose_neighbours_at_test(attend):
         ({"relation__official_replace": True, "relation__related_weight": 2.0}, "three ways to weigh the streams"),
         ({"relation__official_triple_loss": True, "relation__official_replace": True}, "three ways to weigh"),
         ({"optimizer__official_squared_lr": True, "optimizer__schedule": "constant"}, "are of cosine schedules"),
-        ({"trainer__select_on": "test"}, r"`trainer\.select_on` test chooses among weights.*--trainer\.select best"),
         ({"head__max_norm": 0.0}, r"`head\.max_norm` \(0\) is the longest class weight.*above 0"),
         ({"head__max_norm": 1.0, "head__name": "cosine"}, r"the longest class weight of --head\.name linear"),
         ({"relation__related_weight": -1.0}, r"`relation\.related_weight` must be at least 0"),

@@ -43,10 +43,6 @@ def check(recipe: Recipe) -> None:
             f"`relation.attend` {relation.attend} says who of the batch attends to whom, which nothing says of a "
             "memory: leave out relation.memory."
         )
-    if recipe.trainer.select_on == "test" and recipe.trainer.select == "last":
-        raise InvalidInput(
-            "`trainer.select_on` test chooses among weights, but the last are kept: add --trainer.select best."
-        )
     _check_head(recipe)
     _check_contrast(recipe)
     _check_meta(recipe)

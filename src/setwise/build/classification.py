@@ -6,6 +6,7 @@ same backbone and head.
 
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -36,7 +37,8 @@ def build_data(recipe: Recipe) -> Splits:
     """Load the recipe's data set, split by its seed.
 
     Of a few-shot set these are the training classes, with validation and test images of their own: what a trunk is
-    trained on before episodes.
+    trained on before episodes. Where the test part selects (``select_on``), it is the validation part as well, and what
+    would have been held out of train stays there.
 
     Raises:
         InvalidInput: if a field is set that this data set does not have.
@@ -45,9 +47,15 @@ def build_data(recipe: Recipe) -> Splits:
     name = recipe.data.name
     choose(name, [*DATASETS, *FEW_SHOT], "data set")
     if name in FEW_SHOT:
+        if recipe.select_on == "test":
+            raise InvalidInput(f"`select_on` test is of sets with a test part of their own, and {name} is few-shot.")
         pools = load_data(recipe, name, FEW_SHOT[name].load, unused=SERVED_BY_THE_LOADER)
         return classes_of_training(pools, seed=recipe.seed)
-    return load_data(recipe, name, DATASETS[name].load, unused=SERVED_BY_THE_LOADER)
+    splits = load_data(recipe, name, DATASETS[name].load, unused=SERVED_BY_THE_LOADER)
+    if recipe.select_on == "val":
+        return splits
+    note = "The test part selects (select_on): nothing is held out of train, and validation is the test part."
+    return replace(splits, val=splits.test, val_from_train=False, notes=(*splits.notes, note))
 
 
 def build_loader(recipe: Recipe, splits: Splits, part: str, *, mixed: bool = False) -> Loader:

@@ -30,6 +30,8 @@ Loaded = TypeVar("Loaded")
 def load_data(recipe: Recipe, name: str, load: Callable[..., Loaded], *, unused: Collection[str]) -> Loaded:
     """Call the ``load`` of a data set with those fields of the recipe's ``data`` that it takes.
 
+    Where the test part selects (``select_on``), nothing is to be held out for validation.
+
     Args:
         recipe: whose ``data`` and seed.
         name: of the data set, for the message.
@@ -48,6 +50,8 @@ def load_data(recipe: Recipe, name: str, load: Callable[..., Loaded], *, unused:
         elif field not in unused and value != getattr(default, field):
             choices = ", ".join(sorted(set(vars(default)) & set(takes)))
             raise InvalidInput(f"Data set {name!r} has no option `data.{field}` ({value!r}); it takes {choices}.")
+    if recipe.select_on == "test" and "val_fraction" in takes:
+        options["val_fraction"] = 0.0
     return load(seed=recipe.seed, **options)
 
 

@@ -34,6 +34,8 @@ GROUPS = (
 SINGLE = {
     "seed": "Seed of a run, and the first seed of a comparison.",
     "primary": "The one metric that selection (on validation) and verdict (on test) look at.",
+    "select_on": "Part that chooses weights (--trainer.select best) and the strength of the logit adjustment. test, as "
+    "in several official codes, holds nothing out of train; its numbers are too good, and the report says so.",
 }
 NAMELESS = "NAME"
 """Stands for the name in a help that was asked for without one; the options are then the embedded example's."""

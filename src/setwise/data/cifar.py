@@ -164,6 +164,7 @@ def load_official(
 
     test = read_part(cifar, folder, cifar.test_files)
     note = partial_test(len(test[2]))
+    validation = f"Validation is {val_fraction:.0%} of every training class, drawn by the seed: {len(held)} images."
     return Splits(
         train=split(images, target, names, tail[kept]),
         val=split(images, target, names, tail[held]),
@@ -175,7 +176,7 @@ def load_official(
         notes=(
             f"Train is made long-tailed by the seed: {len(tail):,} of {len(target):,} images, largest class over "
             f"smallest {imbalance_factor:g}.",
-            f"Validation is {val_fraction:.0%} of every training class, drawn by the seed: {len(held)} images.",
+            *([validation] if val_fraction else []),
             *([note] if note else []),
         ),
     )

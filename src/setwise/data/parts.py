@@ -95,7 +95,10 @@ def arrange(
     elif test is None:
         notes.append("The set brings no third part: its val part is the test part here, looked at once at the end.")
     kept, held = hold_out(train.target, val_fraction / whole, generator=generator(seed, "validation"))
-    notes.append(f"Validation is {val_fraction:.0%} of every training class, drawn by the seed: {len(held)} images.")
+    if val_fraction:
+        notes.append(
+            f"Validation is {val_fraction:.0%} of every training class, drawn by the seed: {len(held)} images."
+        )
     return Parts(train.at(kept), train.at(held), held_out, val_from_train=True, notes=tuple(notes))
 
 

@@ -300,9 +300,6 @@ class Trainer:
     select: Literal["last", "best", "early-stopping"] = "last"
     """Weights that are kept: of the last epoch, of the epoch with the best primary metric on validation, or the best
     with training ended after `patience` checks without progress."""
-    select_on: Literal["val", "test"] = "val"
-    """Part that chooses these weights. test is what several official codes do: its numbers are too good, and the report
-    says so."""
     patience: int = 10
     """early-stopping: validation checks without progress before training ends."""
     val_every: int = 1

@@ -89,6 +89,9 @@ class Recipe:
     groups: Groups = field(default_factory=Groups)
     primary: str = "adjusted_balanced_accuracy"
     """The one metric that selection looks at on validation and the verdict of `compare` on test."""
+    select_on: Literal["val", "test"] = "val"
+    """Part that chooses weights (trainer.select) and the strength of the logit adjustment. test, as in several official
+    codes, holds nothing out of train; its numbers are too good, and the report says so."""
     seed: int = 0
     """Seed of a single run, and the first seed of a comparison."""
     num_seeds: int = 3

@@ -54,7 +54,7 @@ def stage_before(recipe: Recipe) -> Recipe | None:
         values["data.root"] = _source_of(recipe)
     before = choose(part.recipe, RECIPES, "recipe (before.recipe)").override(values)
     network = dict(recipe.backbone.options)
-    own = {"backbone.options": network, "seed": recipe.seed}
+    own = {"backbone.options": network, "seed": recipe.seed, "select_on": recipe.select_on}
     for path, value in part.options.items():
         if path.startswith(OF_NETWORK) and part.use == "teacher":  # which may be another network
             network[path.removeprefix(OF_NETWORK)] = value

@@ -39,17 +39,18 @@ def _class_bias(comparison: Comparison) -> str:
     if not comparison.curves:
         return "Scores are compared as they are: class bias is not adjusted for where an image may have several labels."
     means = {curve.arm: sum(curve.chosen) / len(curve.chosen) for curve in comparison.curves}
+    part = "test" if comparison.plan.recipe.select_on == "test" else "validation"
     strengths = ", ".join(f"{arm} {tau:.2f}" for arm, tau in means.items())
     first = "Class bias is taken out first" if primary.startswith(ADJUSTED) else "Beside raw scores stand adjusted ones"
     return (
-        f"{first}: post-hoc logit adjustment with the strength τ that the validation part of each run prefers (mean "
+        f"{first}: post-hoc logit adjustment with the strength τ that the {part} part of each run prefers (mean "
         f"over seeds: {strengths}); {_chosen_by_test(comparison)}."
     )
 
 
 def _chosen_by_test(comparison: Comparison) -> str:
     if selection_warning(comparison.plan.recipe):
-        return "the test part chose the weights of every run, which makes its numbers too good"
+        return "the test part chose weights and strength of every run, which makes its numbers too good"
     return "the test part chooses nothing"
 
 

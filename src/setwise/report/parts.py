@@ -18,7 +18,7 @@ from setwise.report.wording import signed
 
 __all__ = ["NOT_SAID", "command", "curves_part", "flat", "fold", "heat_table", "recipe_part", "verdict_part"]
 
-SINGLE = {"seed": "seed", "num_seeds": "seeds", "primary": "primary"}
+SINGLE = {"seed": "seed", "num_seeds": "seeds", "primary": "primary", "select_on": "select-on"}
 """Fields outside the groups that are options of the command line, and what they are called there."""
 NOT_SAID = ("name", "summary", "paper", "reported", "ran", "smoke")
 """Fields that do not change a run."""

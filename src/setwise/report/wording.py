@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from setwise.judge import Comparison
 from setwise.metrics import Interval, lower_is_better
 from setwise.recipes import Recipe
-from setwise.recipes.stages import stages
 
 __all__ = [
     "ADJUSTED",
@@ -94,9 +93,9 @@ def ordered(comparison: Comparison) -> list[str]:
 
 def selection_warning(recipe: Recipe) -> str:
     """What must stand beside the numbers of weights that the test part chose; nothing elsewhere."""
-    if all(stage.trainer.select_on != "test" for stage in stages(recipe)):
+    if recipe.select_on != "test":
         return ""
-    return "Warning: weights were selected on the test part, so every number of it is too good."
+    return "Warning: weights and logit adjustment were selected on the test part, so every number of it is too good."
 
 
 def percent(fraction: float | None) -> str:
