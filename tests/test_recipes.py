@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 import typing
@@ -20,6 +21,8 @@ from setwise.errors import InvalidInput, UnknownName
 from setwise.losses import CRITERIA
 from setwise.recipes import RECIPES, Recipe, yaml_file
 from setwise.tasks import TASKS
+
+FIXTURES = Path(os.environ.get("SETWISE_FIXTURES", Path(__file__).parents[2] / "shared" / "fixtures"))
 
 
 def to_arguments(overrides):
@@ -65,7 +68,7 @@ class TestContract:
             task = full_model(recipe, in_chans=in_chans, image_size=size)
         assert {p.device.type for p in task.parameters()} == {"meta"}
         # Where features do not change any more, the relation is that of the stage before.
-        without = recipe.relation.name == "none" or recipe.head.name == "routed"
+        without = recipe.relation.name == "none" or recipe.head.name in ("routed", "tau")
         assert (getattr(task, "relation", None) is None) == without
 
     def test_two_steps_run_through_the_command_line(self, name, tmp_path):
@@ -101,6 +104,31 @@ class TestContract:
     def test_repr_shows_what_was_reported(self, name):
         for reported in RECIPES[name].reported:
             assert str(reported.value) in repr(RECIPES[name])
+
+
+def test_every_published_long_tailed_row_is_reported_by_a_recipe_of_its_network():
+    facts = FIXTURES.parent / "facts" / "reported.json"
+    if not facts.is_file():
+        pytest.skip(f"there is no {facts}")
+    prefix = {"imagenet-lt": "imagenet-lt", "inaturalist2018": "inaturalist"}
+    group = {"all": "accuracy"}
+    for name, rows in json.loads(facts.read_text())["long_tailed"].items():
+        for row in rows:
+            [recipe] = [
+                r
+                for r in RECIPES.values()
+                if r.name.startswith(prefix[name])
+                and row["method"].split()[0].lower() in r.name
+                and row["backbone"] in r.backbone.name
+                and r.reported
+            ]
+            told = {(r.variant, r.metric): 100 * r.value for r in recipe.reported}
+            expected = {
+                (variant, group.get(metric, metric)): value
+                for variant in ("plain", "related")
+                for metric, value in row[variant].items()
+            }
+            assert told == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(("option", "value"), [("global-pool", "avg"), ("stem", "linear")])

@@ -8,11 +8,14 @@ import torch
 from safetensors.torch import load_file
 from surviving import TINY, broken_off, fit, same_weights
 
+from setwise import run
 from setwise.cli import main
 from setwise.errors import InvalidInput, UnknownName
+from setwise.models import choose_exponent
 from setwise.recipes import RECIPES, yaml_file
 from setwise.recipes.stages import stage_before, stages
-from setwise.run import load_run
+from setwise.report import write_run_report
+from setwise.run import evaluate, load_run
 from setwise.run_folder import RunFolder
 from setwise.tasks import meta_sampled
 from setwise.work import make_work
@@ -47,6 +50,25 @@ def test_a_second_stage_changes_nothing_of_the_backbone(first, tmp_path, head, r
     assert torch.equal(before["head.weight"], now["head.weight"]) == kept
     if kept:
         assert not torch.equal(now["head.scales"], torch.ones(10))
+
+
+def test_normalised_weights_are_those_of_the_first_stage_at_what_validation_chose(first, tmp_path, capsys):
+    recipe = after(first, head__name="tau")
+    line = run.fit(recipe, tmp_path / "second", progress=False)
+    assert "Nothing is trained in this stage." in capsys.readouterr().out
+    before, now = load_file(first.weights), load_file(RunFolder(tmp_path / "second").weights)
+    assert all(torch.equal(before[name], now[name]) for name in before if name.startswith("backbone."))
+    assert torch.equal(before["head.weight"], now["head.weight"])
+    _, task, _ = load_run(tmp_path / "second")
+    loader = make_work(recipe, lambda text: None).loaders["val"]
+    linear = torch.nn.Linear(*reversed(before["head.weight"].shape))
+    linear.weight.data = before["head.weight"]
+    with torch.no_grad():
+        features = torch.cat([task.backbone(batch.image) for batch in loader])
+    target = torch.cat([batch.target for batch in loader])
+    assert float(now["head.tau"]) == pytest.approx(choose_exponent(linear, features, target))
+    assert evaluate(tmp_path / "second")[0]["accuracy"] == line["metrics"]["accuracy"]
+    assert write_run_report(tmp_path / "second").is_file()
 
 
 def test_a_second_stage_that_was_broken_off_ends_as_an_unbroken_one(first, tmp_path):

@@ -105,7 +105,10 @@ def _fit(
     meet_again(recipe.trainer.accelerator)
     with explained(recipe, folder.path):
         last = folder.last if folder.begun else None
-        trainer.fit(task, loaders["train"], loaders["val"], ckpt_path=last, weights_only=True)
+        if any(parameter.requires_grad for parameter in task.parameters()):
+            trainer.fit(task, loaders["train"], loaders["val"], ckpt_path=last, weights_only=True)
+        else:
+            say("Nothing is trained in this stage.")
         folder = RunFolder(trainer.strategy.broadcast(folder.path))  # where the first process made it
         if recipe.trainer.select != "last":
             _load_best(task, folder, say)

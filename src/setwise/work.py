@@ -23,6 +23,7 @@ from setwise.build import (
 from setwise.data.few_shot import EpisodeLoader, FewShotSplits
 from setwise.episodes import EpisodicModel, episode_scores, score_sets, write_episode_results
 from setwise.errors import DataError, InvalidInput, RunError, choose
+from setwise.models import TauNormalized
 from setwise.models.weights import read_state
 from setwise.recipes import Recipe, yaml_file
 from setwise.run_folder import RunFolder
@@ -68,6 +69,9 @@ class _Classifying:
     model: Model
 
     def evaluate(self) -> dict[str, dict[str, Tensor]]:
+        if isinstance(self.task.head, TauNormalized):
+            found = scores_of(self.task, self.loaders["val"])
+            self.task.head.choose(found["scores"], found["target"])
         return {part: scores_of(self.task, self.loaders[part]) for part in ("val", "test")}
 
     def write(self, folder: RunFolder, found: dict[str, dict[str, Tensor]], *, seconds: float) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from setwise.errors import InvalidInput, MissingFile
-from setwise.models import LearnableScale, choose_exponent, create_head, limit_norm, tau_normalize
+from setwise.models import LearnableScale, TauNormalized, choose_exponent, create_head, limit_norm, tau_normalize
 
 DIM, CLASSES = 5, 4
 
@@ -124,6 +124,19 @@ def test_rare_classes_count_as_much_as_large_ones_in_the_choice():
 def test_nothing_to_choose_by_is_refused(unchecked, rows, targets, exponents, message):
     with pytest.raises(InvalidInput, match=message):
         choose_exponent(nn.Linear(DIM, 2), torch.zeros(rows, DIM), torch.zeros(targets).long(), exponents=exponents)
+
+
+def test_a_normalised_head_chooses_as_the_function_does_and_scores_by_it():
+    whole = linear()
+    head = TauNormalized(DIM, CLASSES).double()
+    head.weight.data.copy_(whole.weight)
+    features = torch.randn(200, DIM, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    target = (features @ whole.weight.T / whole.weight.norm(dim=1) ** 0.7).argmax(1)
+    for _ in range(2):  # whatever it had chosen before
+        head.choose(head(features), target)
+        assert float(head.tau) == pytest.approx(choose_exponent(whole, features, target))
+    assert 0 < float(head.tau) < 1
+    torch.testing.assert_close(head(features), tau_normalize(whole, float(head.tau))(features))
 
 
 def test_learned_scales_multiply_the_scores_of_a_classifier_that_stays():

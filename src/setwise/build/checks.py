@@ -9,7 +9,7 @@ from setwise.recipes.stages import stage_before
 
 __all__ = ["check", "check_experts", "check_numbers", "check_start", "is_taught"]
 
-OF_FIXED_CLASSES = ("linear", "cosine", "lws", "routed", "per-class")
+OF_FIXED_CLASSES = ("linear", "cosine", "lws", "tau", "routed", "per-class")
 """Heads of classifiers."""
 
 
@@ -93,6 +93,11 @@ def _check_head(recipe: Recipe) -> None:
             f"`head.from_weights` begins with a linear classifier, but --head.name is {recipe.head.name}: take linear "
             "or per-class, or leave it out."
         )
+    if recipe.head.name == "tau" and (recipe.data.multi_label or relation.relate_at_test):
+        raise InvalidInput(
+            "--head.name tau is chosen by the accuracy of one class an image, from the plain features: leave out "
+            "data.multi_label and relation.relate_at_test."
+        )
     if recipe.head.name != "routed" and recipe.head.top_k != schema.Head().top_k:
         raise InvalidInput(f"`head.top_k` ({recipe.head.top_k}) is the routed head's: add --head.name routed.")
     if not is_taught(recipe) and recipe.criterion.teacher_temperature != schema.Criterion().teacher_temperature:
@@ -167,7 +172,8 @@ def check_start(recipe: Recipe) -> None:
         raise InvalidInput(
             "`head.from_weights` needs the file of a network with its classifier: add --backbone.weights FILE."
         )
-    does = {"lws": "scales the classifier", "routed": "asks the experts"}.get(recipe.head.name)
+    of_first = {"lws": "scales the classifier", "tau": "shortens class weights", "routed": "asks the experts"}
+    does = of_first.get(recipe.head.name)
     if does and not (part.frozen and weights):
         raise InvalidInput(
             f"--head.name {recipe.head.name} {does} of a first stage, whose features must not change: add "

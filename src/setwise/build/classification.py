@@ -20,7 +20,7 @@ from setwise.data.few_shot import FEW_SHOT, classes_of_training
 from setwise.errors import InvalidInput, choose
 from setwise.losses import CRITERIA, Criterion, class_weights
 from setwise.metrics import by_count, by_rank
-from setwise.models import LearnableScale, RoutedExperts, create_head, feature_dim, load_classifier
+from setwise.models import LearnableScale, RoutedExperts, TauNormalized, create_head, feature_dim, load_classifier
 from setwise.nn import BatchFormer, ExpertBatchFormer, MomentumContrast
 from setwise.nn.attend import fix_query_and_key, make_uniform
 from setwise.recipes import Recipe, schema
@@ -29,6 +29,8 @@ from setwise.tasks import Classification, Distilled, MetaSampled, Routing
 __all__ = ["build_data", "build_loader", "build_task"]
 
 PARTS = ("train", "val", "test")
+WITHOUT_RELATION = ("routed", "tau")
+"""Heads whose scores depend on no training of features: the relation did its work in the stage before."""
 OF_BATCHES = ("batch_size", "micro_batch", "mixup", "cutmix", "sampler", "meta_pool", "meta_rate")
 SERVED_BY_THE_LOADER = ("name", "augment", "views", "num_workers", "on_error", *OF_BATCHES)
 
@@ -124,7 +126,7 @@ def build_task(
         options: dict[str, Any] = {"scale": recipe.head.scale, "top_k": recipe.head.top_k, "num_experts": num_experts}
         head = create_head(recipe.head.name, dim, len(class_names), **options)
     routed = isinstance(head, RoutedExperts)
-    if isinstance(head, LearnableScale | RoutedExperts) and recipe.backbone.weights:
+    if isinstance(head, LearnableScale | RoutedExperts | TauNormalized) and recipe.backbone.weights:
         head.start_from(recipe.backbone.weights)
     if recipe.head.from_weights and recipe.backbone.weights:  # a run that is over has its own
         load_classifier(head, recipe.backbone.weights)
@@ -139,7 +141,7 @@ def build_task(
         backbone,
         head,
         _criterion(recipe, counts, class_names),
-        None if routed else _relation(recipe, dim, num_experts),
+        None if recipe.head.name in WITHOUT_RELATION else _relation(recipe, dim, num_experts),
         contrast=_contrast(recipe, backbone, dim),
         optimizer=optimizer_factory(recipe),
         counts=counts,

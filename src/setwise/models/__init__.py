@@ -8,7 +8,7 @@ from setwise.models.backbone import OURS, create_backbone, feature_dim, list_bac
 from setwise.models.checkpoint import create_trained
 from setwise.models.cifar_resnet import CifarResNet
 from setwise.models.class_maps import cam, grad_cam
-from setwise.models.decoupled import LearnableScale, choose_exponent, limit_norm, tau_normalize
+from setwise.models.decoupled import LearnableScale, TauNormalized, choose_exponent, limit_norm, tau_normalize
 from setwise.models.digits_cnn import DigitsCNN
 from setwise.models.expert_resnet import MultiExpertResNet
 from setwise.models.expert_routing import ExpertAssignment, Routed, RoutedExperts, route
@@ -34,6 +34,7 @@ __all__ = [
     "PatchConvNet",
     "Routed",
     "RoutedExperts",
+    "TauNormalized",
     "cam",
     "choose_exponent",
     "create_backbone",

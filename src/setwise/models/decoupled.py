@@ -5,7 +5,7 @@ nothing from here: ``backbone.frozen`` with ``data.sampler`` does it.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from setwise.errors import InvalidInput
 from setwise.models.weights import read_state
 
-__all__ = ["EXPONENTS", "LearnableScale", "choose_exponent", "limit_norm", "tau_normalize"]
+__all__ = ["EXPONENTS", "LearnableScale", "TauNormalized", "choose_exponent", "limit_norm", "tau_normalize"]
 
 EXPONENTS = tuple(step / 20 for step in range(21))
 """The grid of exponents, 0 to 1 in steps of 0.05. The paper searches 0 to 1 and names no step."""
@@ -57,17 +57,75 @@ class LearnableScale(nn.Module):
             MissingFile: if there is no such file.
             InvalidInput: if it has no linear head of these sizes.
         """
-        state = read_state(path)
-        for name, own in (("weight", self.weight), ("bias", self.bias)):
-            given = state.get(f"head.{name}")
-            if given is None or given.shape != own.shape:
-                found = "there is none" if given is None else f"it is {list(given.shape)}"
-                raise InvalidInput(
-                    f"Head lws scales the linear head of a first stage, whose `head.{name}` must be "
-                    f"{list(own.shape)}, but {found} in {path}: give the weights of a run with --head.name linear on "
-                    "the same classes, or re-train a fresh head with --head.name linear."
-                )
-            own.data.copy_(given)
+        _take_linear("lws scales", path, {"weight": self.weight, "bias": self.bias})
+
+
+class TauNormalized(nn.Module):
+    """A linear classifier that stays as it was trained, its class weights ``w_j / |w_j| ** tau``, without bias.
+
+    Nothing of it is learned; :meth:`choose` sets ``tau``, which begins at 0.
+
+    Args:
+        dim: width ``C`` of the features.
+        num_classes: classes ``K``.
+
+    Source: Kang et al., ICLR 2020, arXiv:1910.09217, section 4, tau-normalised classifier.
+
+    >>> head = TauNormalized(8, 3)
+    >>> [name for name, parameter in head.named_parameters() if parameter.requires_grad], float(head.tau)
+    ([], 0.0)
+    """
+
+    tau: Tensor
+
+    def __init__(self, dim: int, num_classes: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(nn.Linear(dim, num_classes).weight.detach(), requires_grad=False)
+        self.register_buffer("tau", torch.zeros(()))
+
+    def forward(self, x: Float[Tensor, "B C"]) -> Float[Tensor, "B K"]:
+        """Scores of the fixed weights, each over its weight's length to the power of ``tau``."""
+        return F.linear(x, self.weight / _lengths(self.weight)[:, None] ** self.tau)
+
+    def start_from(self, path: str | Path) -> None:
+        """Take the linear head of a first stage, ``head.weight`` of its weights file.
+
+        Raises:
+            MissingFile: if there is no such file.
+            InvalidInput: if it has no linear head of this size.
+        """
+        _take_linear("tau shortens the weights of", path, {"weight": self.weight})
+
+    @torch.no_grad()
+    def choose(self, scores: Float[Tensor, "n K"], target: Int64[Tensor, "n"]) -> None:
+        """Set ``tau`` to the one of ``EXPONENTS`` that :func:`choose_exponent` would take.
+
+        Args:
+            scores: of the **validation** images, as this head gives them now.
+            target: their labels.
+        """
+        lengths = _lengths(self.weight).to(scores)
+        plain = scores * lengths ** float(self.tau)
+        self.tau.fill_(_most_balanced(EXPONENTS, lambda tau: plain / lengths**tau, target, num_classes=len(lengths)))
+
+
+def _lengths(weight: Float[Tensor, "K C"]) -> Float[Tensor, "K"]:
+    """Of the class weights; a zero weight stays zero when it is divided by its own."""
+    return weight.norm(dim=1).clamp_min(torch.finfo(weight.dtype).tiny)
+
+
+def _take_linear(does: str, path: str | Path, own: dict[str, nn.Parameter]) -> None:
+    state = read_state(path)
+    for name, parameter in own.items():
+        given = state.get(f"head.{name}")
+        if given is None or given.shape != parameter.shape:
+            found = "there is none" if given is None else f"it is {list(given.shape)}"
+            raise InvalidInput(
+                f"Head {does} the linear head of a first stage, whose `head.{name}` must be {list(parameter.shape)}, "
+                f"but {found} in {path}: give the weights of a run with --head.name linear on the same classes, or "
+                "re-train a fresh head with --head.name linear."
+            )
+        parameter.data.copy_(given)
 
 
 @torch.no_grad()
@@ -121,9 +179,8 @@ def tau_normalize(head: nn.Linear, tau: float) -> nn.Linear:
     if not (math.isfinite(tau) and tau >= 0):
         raise InvalidInput(f"`tau` must be a finite number of 0 or more, but it is {tau}.")
     weight = head.weight.detach()
-    length = weight.norm(dim=1, keepdim=True).clamp_min(torch.finfo(weight.dtype).tiny)  # a zero weight stays zero
     made = nn.Linear(head.in_features, head.out_features, bias=False, device=weight.device, dtype=weight.dtype)
-    made.weight.data = weight / length**tau
+    made.weight.data = weight / _lengths(weight)[:, None] ** tau
     return made
 
 
@@ -153,11 +210,23 @@ def choose_exponent(
         raise InvalidInput("`exponents` is empty: name at least one to try.")
     if not len(target) or len(target) != len(features):
         raise InvalidInput(f"`features` has {len(features)} rows and `target` {len(target)}; one an image.")
-    present = target.bincount(minlength=head.out_features).double()
+    return _most_balanced(
+        exponents, lambda tau: tau_normalize(head, tau)(features), target, num_classes=head.out_features
+    )
+
+
+def _most_balanced(
+    exponents: Sequence[float],
+    scores_at: Callable[[float], Float[Tensor, "n K"]],
+    target: Int64[Tensor, "n"],
+    *,
+    num_classes: int,
+) -> float:
+    """The first exponent whose scores have the best balanced accuracy, over the classes that have images."""
+    present = target.bincount(minlength=num_classes).double()
 
     def balanced_accuracy(tau: float) -> float:
-        right = tau_normalize(head, tau)(features).argmax(1) == target
-        hits = target[right].bincount(minlength=len(present)).double()
+        hits = target[scores_at(tau).argmax(1) == target].bincount(minlength=num_classes).double()
         return float((hits / present)[present > 0].mean())
 
     return max(exponents, key=balanced_accuracy)

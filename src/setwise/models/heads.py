@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from setwise.errors import InvalidInput
-from setwise.models.decoupled import LearnableScale
+from setwise.models.decoupled import LearnableScale, TauNormalized
 from setwise.models.expert_routing import ExpertAssignment, RoutedExperts
 from setwise.models.multi_expert import ExpertHead
 from setwise.models.patchconvnet import PatchConvNet
@@ -63,6 +63,8 @@ def create_head(
         return PerClassLinear(dim, num_classes)
     if name == "lws":
         return LearnableScale(dim, num_classes)
+    if name == "tau":
+        return TauNormalized(dim, num_classes)
     return CosineClassifier(dim, num_classes, scale=scale) if name == "cosine" else nn.Linear(dim, num_classes)
 
 

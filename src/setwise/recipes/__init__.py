@@ -5,6 +5,7 @@
 50
 """
 
+from setwise.recipes.balanced import BALANCED
 from setwise.recipes.baselines import BASELINES
 from setwise.recipes.few_shot import FEW_SHOT
 from setwise.recipes.long_tailed import LONG_TAILED
@@ -15,6 +16,6 @@ from setwise.recipes.schema import Recipe
 
 __all__ = ["RECIPES", "Recipe"]
 
-FAMILIES = (LONG_TAILED, RIDE, PACO, BASELINES, FEW_SHOT, PATCHCONVNET)
+FAMILIES = (LONG_TAILED, BALANCED, RIDE, PACO, BASELINES, FEW_SHOT, PATCHCONVNET)
 RECIPES: dict[str, Recipe] = {recipe.name: recipe for family in FAMILIES for recipe in family}
 """Every recipe by name."""

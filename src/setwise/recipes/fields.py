@@ -159,9 +159,12 @@ class Relation:
 class Head:
     """Features -> class scores, one head for both streams."""
 
-    name: Literal["linear", "cosine", "lws", "routed", "per-class", "cross-transformer", "prototypical"] = "linear"
+    name: Literal["linear", "cosine", "lws", "tau", "routed", "per-class", "cross-transformer", "prototypical"] = (
+        "linear"
+    )
     """A linear layer; the cosine between feature and class weight times a scale; one learned factor a class on the
-    linear head in backbone.weights (lws); as many of the experts in backbone.weights as an image needs (routed); for a
+    linear head in backbone.weights (lws); that head with its class weights over a power of their length, which
+    validation chooses (tau); as many of the experts in backbone.weights as an image needs (routed); for a
     backbone with a query for each class (patchconvnet_s60_multi ...) a linear row of its own for each of these; in
     few-shot tasks attention from the query's locations to the support's, or the distance to a class's mean."""
     scale: float = 30.0

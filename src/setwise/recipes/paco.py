@@ -8,7 +8,7 @@ paper, are our choice. A batch of 128 is one set here; PaCo's code spreads it ov
 from dataclasses import replace
 
 from setwise.recipes.long_tailed import BATCHFORMER, CIFAR100, SHORT, SMOKE_TIMM
-from setwise.recipes.published import IMAGENET_LT, INATURALIST_2018, of_groups
+from setwise.recipes.published import IMAGENET_LT, INATURALIST_2018, PLACES_LT, of_groups
 from setwise.recipes.schema import (
     Backbone,
     Contrast,
@@ -79,6 +79,26 @@ IMAGENET_PACO = Recipe(
     smoke=SMOKE_TIMM,
 )
 
+# Their queries' random operations are stacked, for the deepest network three of them; ours are ResNet-50's.
+IMAGENET_PACO_X50 = IMAGENET_PACO.override(
+    {
+        "name": "imagenet-lt-paco-resnext50",
+        "summary": "ImageNet-LT, PaCo, ResNeXt-50, 400 epochs",
+        "backbone.name": "resnext50_32x4d",
+        "criterion.temperature": 0.07,
+        "reported": (),
+    }
+)
+IMAGENET_PACO_X101 = IMAGENET_PACO.override(
+    {
+        "name": "imagenet-lt-paco-resnext101",
+        "summary": "ImageNet-LT, PaCo, ResNeXt-101 (32x4d), 400 epochs",
+        "backbone.name": "resnext101_32x4d",
+        "optimizer.lr": 0.03,
+        "reported": (),
+    }
+)
+
 INATURALIST_PACO = IMAGENET_PACO.override(
     {
         "name": "inaturalist-paco",
@@ -93,11 +113,7 @@ PLACES_PACO = IMAGENET_PACO.override(
     {
         "name": "places-lt-paco",
         "summary": "Places-LT, PaCo, last block and norms of a ResNet-152 with --backbone.pretrained, 30 epochs",
-        "data.root": "data/places",
-        "data.train_list": "Places_LT_train.txt",
-        "data.val_list": "Places_LT_val.txt",
-        "data.test_list": "Places_LT_test.txt",
-        "data.augment": "simclr",
+        "data": replace(PLACES_LT, augment="simclr", views=("simclr",)),
         "backbone": Backbone(name="resnet152.tv_in1k", trained=("layer4.2",)),
         "optimizer.warmup_epochs": 5,
         "trainer": Trainer(epochs=30, val_every=5, precision="16-mixed"),
@@ -107,4 +123,12 @@ PLACES_PACO = IMAGENET_PACO.override(
     }
 )
 
-PACO = (CIFAR100_PACO, CIFAR100_PACO_SHORT, IMAGENET_PACO, INATURALIST_PACO, PLACES_PACO)
+PACO = (
+    CIFAR100_PACO,
+    CIFAR100_PACO_SHORT,
+    IMAGENET_PACO,
+    IMAGENET_PACO_X50,
+    IMAGENET_PACO_X101,
+    INATURALIST_PACO,
+    PLACES_PACO,
+)

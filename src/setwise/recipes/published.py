@@ -1,10 +1,11 @@
 """What several recipes of published long-tailed sets have in common: their lists, and how numbers are reported."""
 
+from dataclasses import replace
 from typing import Any
 
 from setwise.recipes.schema import Data, Reported, Variant
 
-__all__ = ["IMAGENET_LT", "INATURALIST_2018", "of_groups"]
+__all__ = ["IMAGENET_LT", "INATURALIST_2018", "PLACES_LT", "of_groups"]
 
 IMAGENET_LT = Data(
     name="image-list",
@@ -15,6 +16,14 @@ IMAGENET_LT = Data(
     image_size=224,
     augment="random-resized-crop",
     batch_size=128,
+)
+
+PLACES_LT = replace(
+    IMAGENET_LT,
+    root="data/places",
+    train_list="Places_LT_train.txt",
+    val_list="Places_LT_val.txt",
+    test_list="Places_LT_test.txt",
 )
 
 # Its validation part is what everybody tests on; ours is held out of train.

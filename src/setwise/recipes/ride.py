@@ -56,13 +56,27 @@ CIFAR100_RIDE = CIFAR100.override(
 # The authors' two further stages: three experts that learn from six, and a network that decides how many to ask (lr
 # 0.01, 5 epochs of 512, class-balanced draws). The diversity weight of teacher and student is that of the recipe; the
 # authors' files have others for distillation, 0.1 and 0.2, with a longer warm-up.
+SIX = {"backbone.options.num_experts": 6}
+ROUTED = {
+    "backbone.frozen": True,
+    "data.sampler": "class-balanced",
+    "data.batch_size": 512,
+    "head.name": "routed",
+    "criterion": Criterion(name="expert-assignment"),
+    "optimizer": Optimizer(lr=0.01, nesterov=True, weight_decay=5e-4),
+    "trainer.epochs": 5,
+    "trainer.val_every": 1,
+    "reported": (),
+}
+SMOKE_BEFORE = {"before.options": {"data.batch_size": 8, "trainer.epochs": 1}}
+
 CIFAR100_RIDE_DISTILLED = CIFAR100_RIDE.override(
     {
         "name": "cifar100-lt-ride-distilled",
         "summary": "CIFAR-100-LT in two stages: RIDE with six experts, then three experts that learn from them too",
-        "before": Before(recipe="cifar100-lt-ride", use="teacher", options={"backbone.options.num_experts": 6}),
+        "before": Before(recipe="cifar100-lt-ride", use="teacher", options=SIX),
         "reported": (),
-        "smoke": CIFAR100_RIDE.smoke | {"before.options": {"data.batch_size": 8, "trainer.epochs": 1}},
+        "smoke": CIFAR100_RIDE.smoke | SMOKE_BEFORE,
     }
 )
 CIFAR100_RIDE_ROUTED = CIFAR100_RIDE.override(
@@ -70,16 +84,8 @@ CIFAR100_RIDE_ROUTED = CIFAR100_RIDE.override(
         "name": "cifar100-lt-ride-routed",
         "summary": "CIFAR-100-LT in two stages: cifar100-lt-ride, then a network that decides how many experts to ask",
         "before": Before(recipe="cifar100-lt-ride"),
-        "backbone.frozen": True,
-        "data.sampler": "class-balanced",
-        "data.batch_size": 512,
-        "head.name": "routed",
-        "criterion": Criterion(name="expert-assignment"),
-        "optimizer": Optimizer(lr=0.01, nesterov=True, weight_decay=5e-4),
-        "trainer.epochs": 5,
-        "trainer.val_every": 1,
-        "reported": (),
-        "smoke": CIFAR100_RIDE.smoke | {"before.options": {"data.batch_size": 8, "trainer.epochs": 1}},
+        **ROUTED,
+        "smoke": CIFAR100_RIDE.smoke | SMOKE_BEFORE,
     }
 )
 
@@ -184,4 +190,54 @@ AT_224 = tuple(
     )
 )
 
-RIDE = (CIFAR100_RIDE, CIFAR100_RIDE_DISTILLED, CIFAR100_RIDE_ROUTED, CIFAR100_RIDE_SHORT, *AT_224)
+
+def _distilled(recipe: Recipe) -> Recipe:
+    """Three experts of the same kind that learn from six as well."""
+    return recipe.override(
+        {
+            "name": f"{recipe.name}-distilled",
+            "summary": f"{_what(recipe)} in two stages: RIDE with six experts, then three that learn from them too",
+            "before": Before(recipe=recipe.name, use="teacher", options=SIX),
+            "reported": (),
+            "smoke": recipe.smoke | SMOKE_BEFORE,
+        }
+    )
+
+
+def _routed(recipe: Recipe, top_k: int) -> Recipe:
+    """Its experts as they are, and a network that decides how many to ask."""
+    return recipe.override(
+        {
+            **ROUTED,
+            "name": f"{recipe.name}-routed",
+            "summary": f"{_what(recipe)} in two stages: RIDE, then a network that decides how many experts to ask",
+            "before": Before(recipe=recipe.name),
+            "head.top_k": top_k,
+            "smoke": recipe.smoke | SMOKE_BEFORE,
+        }
+    )
+
+
+def _what(recipe: Recipe) -> str:
+    """Data set and network.
+
+    >>> _what(IMAGENET_LT_RIDE_10)
+    'ImageNet-LT, ResNet-10,'
+    """
+    data, _, rest = recipe.summary.partition(", RIDE: three experts, ")
+    return f"{data}, {rest.split(', ')[0]},"
+
+
+# Both stages of each, the six experts among them, have the features replaced where their first recipe has.
+STAGED_AT_224 = tuple(
+    staged
+    for recipe, top_k in (
+        (IMAGENET_LT_RIDE_10, 30),
+        (IMAGENET_LT_RIDE_50, 50),
+        (IMAGENET_LT_RIDE_X50, 50),
+        (INATURALIST_RIDE_50, 50),
+    )
+    for staged in (_distilled(recipe), _routed(recipe, top_k))
+)
+
+RIDE = (CIFAR100_RIDE, CIFAR100_RIDE_DISTILLED, CIFAR100_RIDE_ROUTED, CIFAR100_RIDE_SHORT, *AT_224, *STAGED_AT_224)
