@@ -20,8 +20,12 @@ class, the average (where CAM holds), and a transformer. One seed each: interval
 (bootstrap, 95 %), not of the training. A network of one's own comes with --model NAME --weights FILE, on coco alone.
 
 What was measured is in --out, one line a picture with both curves; a second call goes on where the first was broken
-off. `setwise show --model NAME --weights OUT/query-a-class.pt` draws the maps. Of CUB, whose boxes would be another
-test, no photographs with boxes were at hand.
+off. Twelve held-out photographs lie in --out as well; where the small network with a query a class looks in them:
+
+  setwise show --model patchconvnet_s60_multi --weights OUT/query-a-class.pt --options embed_dim=96 depth=6 \\
+      --classes OUT/classes.txt --image-size 96 OUT/photographs
+
+Of CUB, whose boxes would be another test, no photographs with boxes were at hand.
 
   python benchmarks/trust.py --train --tiny DIR --coco DIR --out DIR      an hour or more on two cores
 """
@@ -41,7 +45,7 @@ import yaml
 from measuring import processor
 from torch import Tensor, nn
 from trust_networks import NETWORKS, accuracy, train
-from trust_scenes import Scene, coco, grids, read_photographs
+from trust_scenes import Scene, coco, grids, read_photographs, write_samples
 
 from setwise.data.dataset import IMAGENET_MEAN, IMAGENET_STD
 from setwise.data.transforms import normalise
@@ -234,6 +238,7 @@ def main(argv: list[str] | None = None) -> None:
     about = []
     if arguments.train:
         photographs = read_photographs(arguments.tiny)
+        write_samples(photographs, arguments.out, side=arguments.side)
         for name in arguments.networks:
             told = {"epochs": arguments.epochs, "side": arguments.side, "max_steps": arguments.max_steps}
             networks[name], seconds = train(name, photographs, arguments.out, device=arguments.device, **told)

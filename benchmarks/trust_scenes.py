@@ -16,10 +16,11 @@ from torchvision.transforms.v2 import functional as tv
 from setwise.metrics import box_mask
 from setwise.seeds import generator
 
-__all__ = ["HELD_OUT", "Photographs", "Scene", "coco", "grids", "read_photographs"]
+__all__ = ["HELD_OUT", "Photographs", "Scene", "coco", "grids", "read_photographs", "write_samples"]
 
 HELD_OUT = 20
 """Photographs of every class that no network is trained on."""
+SAMPLES = 12
 LEAST, MOST = 0.02, 0.7
 """Share of a COCO picture inside boxes: below there is too little to find, above too little to miss."""
 
@@ -33,6 +34,7 @@ class Photographs:
     held_out: Tensor
     held_out_target: Tensor
     num_classes: int
+    class_names: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ def read_photographs(root: Path) -> Photographs:
     with (root / "train.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     names = sorted({row["label"] for row in rows})
+    with (root / "classes.csv").open(newline="") as file:
+        words = {row["wnid"]: row["words"].split(",")[0] for row in csv.DictReader(file)}
     images, labels = [], []
     with zipfile.ZipFile(root / "images.zip") as archive:
         for row in rows:
@@ -69,7 +73,19 @@ def read_photographs(root: Path) -> Photographs:
         last.append(seen[label] <= HELD_OUT)
     held = torch.tensor(last[::-1])
     stacked = torch.stack(images)
-    return Photographs(stacked[~held], target[~held], stacked[held], target[held], len(names))
+    known = tuple(words[name] for name in names)
+    return Photographs(stacked[~held], target[~held], stacked[held], target[held], len(names), known)
+
+
+def write_samples(photographs: Photographs, folder: Path, *, side: int) -> None:
+    """Write one held-out photograph of each of ``SAMPLES`` classes, and the names of all, for `setwise show`."""
+    (folder / "photographs").mkdir(exist_ok=True)
+    (folder / "classes.txt").write_text("\n".join(photographs.class_names) + "\n")
+    drawn = torch.randperm(photographs.num_classes, generator=generator(0, "samples"))[:SAMPLES]
+    for label in drawn.tolist():
+        place = int((photographs.held_out_target == label).nonzero()[0])
+        image = tv.to_pil_image(tv.resize(photographs.held_out[place], [side, side], antialias=True))
+        image.save(folder / "photographs" / f"{photographs.class_names[label]}.png")
 
 
 def grids(photographs: Photographs, *, count: int, side: int) -> list[Scene]:
