@@ -131,21 +131,30 @@ def _check_meta(recipe: Recipe) -> None:
 
 
 def _check_contrast(recipe: Recipe) -> None:
-    data, paco = recipe.data, recipe.criterion.name == "paco"
-    if not paco and (data.views or recipe.contrast != schema.Contrast()):
+    data, name = recipe.data, recipe.criterion.name
+    of_views = name in ("paco", "glmc")
+    if (not of_views and data.views) or (name != "paco" and recipe.contrast != schema.Contrast()):
         raise InvalidInput(
-            f"`data.views` and `contrast` are of --criterion.name paco, which compares views; {recipe.criterion.name} "
-            "does not."
+            f"`data.views` are of --criterion.name paco and glmc, which compare views, `contrast` of paco; {name} does "
+            "not."
         )
-    if paco and (len(data.views) != 1 or data.mixup or data.cutmix):
+    if of_views and (len(data.views) != 1 or data.mixup or data.cutmix):
         raise InvalidInput(
-            f"--criterion.name paco takes its keys from one further view of each image, unmixed: --data.views simclr "
+            f"--criterion.name {name} takes one further view of each image, not mixed by the data: --data.views simclr "
             f"--data.mixup 0 --data.cutmix 0, but `data.views` are {list(data.views)}, mixup {data.mixup:g}, cutmix "
             f"{data.cutmix:g}."
         )
-    if paco and (recipe.backbone.frozen or recipe.head.name not in ("linear", "cosine")):
+    by_label = recipe.relation.attend not in ("all", "self", "uniform")
+    weighted = recipe.criterion.class_weights != "none"
+    if name == "glmc" and (by_label or weighted or is_taught(recipe) or data.multi_label or data.sampler == "meta"):
         raise InvalidInput(
-            f"--criterion.name paco trains the backbone, and takes --head.name linear or cosine, not "
+            "--criterion.name glmc mixes images of two classes and weighs classes by itself: it takes "
+            "--relation.attend all, self or uniform, and none of --criterion.class-weights, a teacher, "
+            "data.multi_label, --data.sampler meta."
+        )
+    if of_views and (recipe.backbone.frozen or recipe.head.name not in ("linear", "cosine")):
+        raise InvalidInput(
+            f"--criterion.name {name} trains the backbone, and takes --head.name linear or cosine, not "
             f"{recipe.head.name}{' on a frozen one' * recipe.backbone.frozen}."
         )
 

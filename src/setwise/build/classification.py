@@ -24,7 +24,7 @@ from setwise.models import LearnableScale, RoutedExperts, TauNormalized, create_
 from setwise.nn import BatchFormer, ExpertBatchFormer, MomentumContrast
 from setwise.nn.attend import fix_query_and_key, make_uniform
 from setwise.recipes import Recipe, schema
-from setwise.tasks import Classification, Distilled, MetaSampled, Routing
+from setwise.tasks import Classification, Distilled, MetaSampled, Mixtures, Routing
 
 __all__ = ["build_data", "build_loader", "build_task"]
 
@@ -135,27 +135,30 @@ def build_task(
     kind: Callable[..., Classification] = Routing if routed else Classification
     if recipe.data.sampler == "meta":
         kind = partial(MetaSampled, pool=recipe.data.meta_pool, rate=recipe.data.meta_rate)
+    if recipe.criterion.name == "glmc":
+        kind = partial(Mixtures, dim=dim, epochs=recipe.trainer.epochs)
     if teacher is not None:
         kind = partial(Distilled, teacher=teacher, temperature=recipe.criterion.teacher_temperature)
-    return kind(
-        backbone,
-        head,
-        _criterion(recipe, counts, class_names),
-        None if recipe.head.name in WITHOUT_RELATION else _relation(recipe, dim, num_experts),
-        contrast=_contrast(recipe, backbone, dim),
-        optimizer=optimizer_factory(recipe),
-        counts=counts,
-        groups=groups(group_counts, many=recipe.groups.many, few=recipe.groups.few),
-        attend=recipe.relation.attend,
-        replace=recipe.relation.official_replace,
-        **_loss_weights(recipe),
-        relate_at_test=recipe.relation.relate_at_test,
-        multi_label=recipe.data.multi_label,
-        frozen=recipe.backbone.frozen,
-        max_norm=recipe.head.max_norm,
-        micro_batch=recipe.data.micro_batch,
-        seed=recipe.seed,
-    )
+    with drawn_from(recipe.seed, "task"):  # what a task has beside these parts
+        return kind(
+            backbone,
+            head,
+            _criterion(recipe, counts, class_names),
+            None if recipe.head.name in WITHOUT_RELATION else _relation(recipe, dim, num_experts),
+            contrast=_contrast(recipe, backbone, dim),
+            optimizer=optimizer_factory(recipe),
+            counts=counts,
+            groups=groups(group_counts, many=recipe.groups.many, few=recipe.groups.few),
+            attend=recipe.relation.attend,
+            replace=recipe.relation.official_replace,
+            **_loss_weights(recipe),
+            relate_at_test=recipe.relation.relate_at_test,
+            multi_label=recipe.data.multi_label,
+            frozen=recipe.backbone.frozen,
+            max_norm=recipe.head.max_norm,
+            micro_batch=recipe.data.micro_batch,
+            seed=recipe.seed,
+        )
 
 
 def _loss_weights(recipe: Recipe) -> dict[str, float]:
@@ -219,6 +222,9 @@ def _criterion(recipe: Recipe, counts: torch.Tensor, class_names: tuple[str, ...
         "temperature_factor": part.temperature_factor,
         "temperature": part.temperature,
         "alpha": part.alpha,
+        "consistency": part.consistency,
+        "label_power": part.label_power,
+        "mixture": part.mixture,
     }
     takes = inspect.signature(criterion).parameters
     for name, default in vars(schema.Criterion()).items():

@@ -11,10 +11,12 @@ from setwise.losses.long_tailed import (
     CrossEntropy,
     FocalLoss,
 )
+from setwise.losses.mixture import GLMC, mixture_consistency, rare_class_weights
 from setwise.losses.ride import RIDE, distillation
 
 __all__ = [
     "CRITERIA",
+    "GLMC",
     "LDAM",
     "RIDE",
     "BalancedSoftmax",
@@ -28,8 +30,10 @@ __all__ = [
     "assignment_target",
     "class_weights",
     "distillation",
+    "mixture_consistency",
     "nt_xent",
     "parametric_contrastive",
+    "rare_class_weights",
 ]
 
 CRITERIA: dict[str, type[Criterion]] = {
@@ -39,6 +43,7 @@ CRITERIA: dict[str, type[Criterion]] = {
     "ride": RIDE,
     "expert-assignment": ExpertAssignmentLoss,
     "paco": PaCo,
+    "glmc": GLMC,
     "focal": FocalLoss,
     "binary-cross-entropy": BinaryCrossEntropy,
 }

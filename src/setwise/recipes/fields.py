@@ -47,7 +47,8 @@ class Data:
     augment: str = "none"
     """Training augmentation, one of `setwise list transforms`."""
     views: tuple[str, ...] = ()
-    """Further augmentations of each training image, a view each beside `augment`. PaCo: one, for its keys."""
+    """Further augmentations of each training image, a view each beside `augment`. PaCo: one, for its keys; GLMC: one,
+    for CutMix."""
     mixup: float = 0.0
     """Alpha of mixup's Beta distribution; 0 switches it off. DeiT: 0.8."""
     cutmix: float = 0.0
@@ -247,6 +248,12 @@ class Criterion:
     """PaCo: the cosines of features are divided by it. ResNet-50: 0.2, ResNeXt-50: 0.07, CIFAR: 0.05."""
     alpha: float = 0.05
     """PaCo: weight of a feature of the same class against 1 of the class centre. Paper: 0.05, CIFAR 0.01."""
+    consistency: float = 4.0
+    """GLMC: weight of the likeness of both mixtures. Authors: 1 to 4 on CIFAR-10, ImageNet-LT 10."""
+    label_power: float = 1.2
+    """GLMC: classes weigh by the number of their images to the power of minus this. Authors: 1.2, ImageNet-LT 1."""
+    mixture: float = 0.5
+    """GLMC: alpha of the Beta distribution of mixup and CutMix. Authors: 0.5."""
 
 
 @dataclass(frozen=True, kw_only=True)

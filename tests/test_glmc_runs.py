@@ -1,0 +1,73 @@
+"""GLMC's runs: resumed bit for bit, plain and related, evaluated as any classifier's."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from surviving import TINY, broken_off, fit, same_weights
+
+from setwise.build import build_task
+from setwise.errors import InvalidInput
+from setwise.run import evaluate, load_run
+from setwise.run_folder import RunFolder
+from setwise.work import make_work
+
+GLMC = TINY.override({"criterion.name": "glmc", "data.views": ("shift",), "trainer.epochs": 3})
+
+
+def test_a_resumed_run_is_the_unbroken_one_bit_for_bit(tmp_path):
+    fit(GLMC, tmp_path / "unbroken")
+    broken = broken_off(GLMC, tmp_path / "broken", epoch=2)
+    fit(GLMC, broken.path, resume=True)
+    assert same_weights(tmp_path / "unbroken", broken.path)
+    saved = load_file(RunFolder(broken.path).weights)
+    assert {"beside.weight", "project.0.weight", "predict.0.weight"} <= saved.keys()
+    metrics, _ = evaluate(broken.path)
+    assert metrics == json.loads(RunFolder(broken.path).results.read_text())["metrics"]
+    _, task, _ = load_run(broken.path)
+    assert not [name for name, _ in task.plain().named_parameters() if "beside" in name]
+
+
+def step(recipe, progress=0):
+    work = make_work(recipe, lambda text: None)
+    work.task._epochs = 3
+    type(work.task).current_epoch = property(lambda self: progress)
+    try:
+        torch.manual_seed(0)
+        return work.task.train().training_step(next(iter(work.loaders["train"])), 0), work.task
+    finally:
+        del type(work.task).current_epoch
+
+
+def test_the_kept_classifier_learns_as_training_goes_on():
+    for progress, learns in ((0, False), (2, True)):
+        loss, task = step(GLMC.as_variant("plain"), progress)
+        loss.backward()
+        assert bool(task.head.weight.grad.abs().sum()) is learns
+        assert task.beside.weight.grad.abs().sum() > 0
+        assert task.predict[0].weight.grad.abs().sum() > 0
+
+
+def test_variants_begin_alike_and_the_control_differs_from_the_plain_model_by_its_second_stream():
+    plain, related = (step(GLMC.as_variant(kind))[1].state_dict() for kind in ("plain", "related"))
+    for name, value in plain.items():
+        if "running" not in name and "tracked" not in name:
+            assert torch.equal(value, related[name]), name
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data.views": ()}, "takes one further view"),
+        ({"data.mixup": 1.0}, "takes one further view"),
+        ({"relation.attend": "same-class"}, "mixes images of two classes"),
+        ({"criterion.class_weights": "auto"}, "weighs classes by itself"),
+        ({"backbone.frozen": True, "backbone.weights": "x"}, "trains the backbone"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(changes, message):
+    recipe = GLMC.override(changes)
+    counts = torch.tensor([5, 3])
+    with pytest.raises(InvalidInput, match=message):
+        build_task(recipe, counts=counts, group_counts=counts, class_names=("a", "b"), in_chans=1, image_size=8)
