@@ -47,6 +47,11 @@ def test_multiply_adds_are_the_sum_over_layers(side, heads):
     assert count("patchconvnet_s60", Setting(batch_size=1, image_size=side, options=options))[2] == expected
 
 
+def test_grey_images_are_counted_where_a_model_takes_them():
+    grey, colour = (count("test_resnet", Setting(batch_size=1, options=options)) for options in ({"in_chans": 1}, {}))
+    assert grey[1] < colour[1]
+
+
 def test_a_model_that_cannot_run_without_values_is_counted_on_zeros(monkeypatch):
     class Moody(torch.nn.Linear):
         pretrained_cfg = None
@@ -128,6 +133,7 @@ def test_a_file_is_json_by_its_name_and_is_never_overwritten(tmp_path):
         (["resnet50", "--options", "depth=3"], "Backbone 'resnet50' does not take these options"),
         (["patchconvnet_s60", "--options", "num_heads=7"], "must be divisible by `num_heads` (7)"),
         (["resnet50", "--options", "depth"], "--options takes KEY=VALUE, such as depth=12, but it was given 'depth'"),
+        (["resnet50", "--options", "depth=["], "the value of 'depth=[' cannot be read"),
         (["resnet50", "--batch-size", "0"], "`batch-size` must be at least 1, but it is 0"),
         (["resnet50", "--image-size", "-1"], "`image-size` must be at least 1, but it is -1"),
         (["inception_v3", "--image-size", "32"], "inception_v3 does not run on images of 32 pixels"),

@@ -106,6 +106,12 @@ class TestContract:
             assert str(reported.value) in repr(RECIPES[name])
 
 
+def test_fine_tuning_never_begins_with_random_weights(tmp_path, capsys):
+    for name in ("imagenet-patchconvnet-s60-384", "imagenet-patchconvnet-s60-multi"):
+        assert main(["train", name, "--data.root", str(tmp_path), "--out", str(tmp_path / "run")]) == 2
+        assert "`backbone.needs_weights` forbids random weights" in capsys.readouterr().err
+
+
 def test_every_published_long_tailed_row_is_reported_by_a_recipe_of_its_network():
     facts = FIXTURES.parent / "facts" / "reported.json"
     if not facts.is_file():

@@ -58,6 +58,11 @@ class Setting:
     seconds: float = 3.0
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
+    @property
+    def channels(self) -> int:
+        """Of the images."""
+        return int(self.options.get("in_chans", CHANNELS))
+
     @classmethod
     def make(cls, *, batch_size: int | None = None, device: str | None = None, **fields: Any) -> "Setting":
         """Choose for the machine what is None: a GPU where there is one, and 256 images on it, 8 on a CPU.
@@ -120,7 +125,7 @@ def _count(name: str, setting: Setting, device: torch.device) -> tuple[int, int,
     with device, torch.random.fork_rng(devices=[]):
         model, side = _build(name, setting)
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            model.eval()(torch.zeros(1, CHANNELS, side, side))
+            model.eval()(torch.zeros(1, setting.channels, side, side))
     operations = counter.get_total_flops()
     return side, sum(p.numel() for p in model.parameters()), operations // 2  # a multiply-add is two operations
 
@@ -196,7 +201,7 @@ def _measure(what: str, name: str, setting: Setting) -> tuple[float, float]:
     before = peak_resident()
     model, side = _build(name, setting)
     model = model.to(device).train(setting.training)
-    images = torch.randn(setting.batch_size, CHANNELS, side, side, device=device)
+    images = torch.randn(setting.batch_size, setting.channels, side, side, device=device)
 
     def step() -> None:
         with torch.set_grad_enabled(setting.training):

@@ -86,11 +86,14 @@ def test_parameters_are_those_counted_on_the_released_code():
     assert counts == [25_231_096, 188_611_336, 176_009_576, 334_294_376, 25_614_712]
 
 
-def test_the_memory_saving_way_gives_the_same_gradients():
+@pytest.mark.parametrize("name", ["patchconvnet_s60", "patchconvnet_s60_multi"])
+def test_the_memory_saving_way_gives_the_same_gradients_in_trunk_and_pool(name):
     x, gradients = torch.randn(2, 3, 40, 56), []
     for thrifty in (False, True):
         torch.manual_seed(0)
-        model = tiny(thrifty=thrifty, init_values=0.5).train()
+        model = tiny(name, thrifty=thrifty, init_values=0.5).train()
+        assert {m.thrifty for m in model.modules() if hasattr(m, "thrifty")} == {thrifty}
+        assert hasattr(model.pool.layers[0], "thrifty")
         model(x).square().sum().backward()
         gradients.append([p.grad for p in model.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
@@ -116,8 +119,26 @@ def test_the_layers_of_the_released_multi_variant_become_one_weight():
     other.load_state_dict(checkpoint_filter_fn({"model": official}, other), strict=True)
     x = torch.randn(2, 3, 48, 64)
     assert torch.equal(other(x), many(x))
-    with pytest.raises(InvalidInput, match=r'one query for each of 10 classes.*"_multi"'):
-        checkpoint_filter_fn(official, single)
+    for other in (single, tiny(num_classes=4), tiny(num_classes=0)):
+        with pytest.raises(InvalidInput, match=r'one query for each of 10 classes.*"_multi"'):
+            checkpoint_filter_fn(official, other)
+
+
+def test_without_classes_a_query_a_class_becomes_their_mean():
+    many, bare = tiny("patchconvnet_s60_multi"), tiny("patchconvnet_s60_multi", num_classes=0)
+    with pytest.warns(UserWarning, match="head.weight"):
+        state = checkpoint_filter_fn(many.state_dict(), bare)
+    bare.load_state_dict(state, strict=True)
+    torch.testing.assert_close(bare.pool.query, many.pool.query.mean(1, keepdim=True))
+
+
+def test_a_layer_of_the_pool_is_never_left_out_in_silence():
+    two = tiny(depth_token_only=2)
+    with pytest.raises(RuntimeError, match="Unexpected"):
+        tiny().load_state_dict(checkpoint_filter_fn(two.state_dict(), tiny()), strict=True)
+    average = tiny(global_pool="avg")
+    with pytest.warns(UserWarning, match="pools by attention and this model does not"):
+        checkpoint_filter_fn(two.state_dict(), average)
 
 
 def test_a_query_a_class_computes_what_a_network_by_the_released_names_does(twin):
@@ -205,6 +226,8 @@ def test_a_checkpoint_on_disk_stands_in_for_the_published_one(tmp_path):
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in given.state_dict().items())
     with pytest.raises(InvalidInput, match=rf"The weights from {file} do not fit patchconvnet_s60"):
         tiny(depth=4, num_classes=1000, pretrained=True, pretrained_cfg_overlay=overlay)
+    with pytest.raises(InvalidInput, match=rf"The weights from {file} do not fit patchconvnet_s60"):
+        tiny(depth=1, num_classes=1000, pretrained=True, pretrained_cfg_overlay=overlay)
     with pytest.raises(MissingFile, match=r"There is no weights file missing\.pth"):
         tiny(pretrained=True, pretrained_cfg_overlay={"file": "missing.pth"})
     with pytest.raises(UnknownName, match=r"no weights 'fb_in2k' of patchconvnet_s60\. Choices: fb_in1k, fb_in22k"):

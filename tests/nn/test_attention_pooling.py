@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from setwise.errors import InvalidInput, UnknownName
 from setwise.nn import AttentionPool, PerClassLinear, attention_pooling, insert, record_attention, remove
+from setwise.optim import parameter_groups
 
 NETWORKS = {
     "a ResNet": lambda: timm.create_model("test_resnet", num_classes=7),
@@ -50,6 +51,22 @@ def test_one_query_a_class_is_scored_by_that_classes_weights_alone():
     expected = torch.stack([features[:, k] @ model.fc.weight[k] + model.fc.bias[k] for k in range(7)], dim=1)
     torch.testing.assert_close(model(IMAGES), expected)
     assert isinstance(model.fc, PerClassLinear)
+
+
+def test_timms_reset_of_the_classifier_waits_until_the_pool_is_out():
+    model = attention_pooling(timm.create_model("test_resnet", num_classes=7), example=IMAGES)
+    with pytest.raises(InvalidInput, match=r"call setwise\.nn\.remove\(model\) first"):
+        copy.deepcopy(model).reset_classifier(5)
+    model = remove(model)
+    model.reset_classifier(5)
+    assert model.eval()(IMAGES).shape == (3, 5)
+
+
+def test_queries_have_no_weight_decay_wherever_they_stand():
+    model = attention_pooling(timm.create_model("test_resnet", num_classes=7), example=IMAGES)
+    groups = parameter_groups(model, None, lr=0.1, weight_decay=0.05, decay_vectors=False)
+    [query] = [m.query for m in model.modules() if isinstance(m, AttentionPool)]
+    assert [g["weight_decay"] for g in groups for p in g["params"] if p is query] == [0.0]
 
 
 def test_a_resnet50_gets_the_parameters_that_the_docstring_says():

@@ -7,7 +7,8 @@ from matplotlib.colors import to_rgb
 from setwise.collapse import Found, Gallery
 from setwise.metrics import collapse
 from setwise.show.neighbours import FRAME, MARK, neighbours_figure
-from setwise.show.support import COLOURS, STRONGEST, Attended, support_figure
+from setwise.show.patches import COLOURS
+from setwise.show.support import STRONGEST, Attended, support_figure
 
 
 def attended(weights):

@@ -8,7 +8,7 @@ from matplotlib.colors import to_rgb
 
 from setwise.errors import RunError
 from setwise.show import Look, write_patches
-from setwise.show.patches import COLOURS, LUMINANCE, STRONGEST, multiplied, overlaid, smooth, tinted
+from setwise.show.patches import COLOURS, LUMINANCE, STRONGEST, colour_of, multiplied, overlaid, smooth, tinted
 from setwise.show.patches_page import figure_of
 
 
@@ -77,3 +77,7 @@ def test_a_folder_that_holds_something_is_refused(tmp_path):
         write_patches([look([corner(0, 0)])], tmp_path, title="t")
     with pytest.raises(RunError, match="nothing is overwritten"):
         write_patches([look([corner(0, 0)])], tmp_path / "mine.txt", title="t")
+
+
+def test_every_map_has_a_colour_of_its_own():
+    assert len({tuple(round(part, 2) for part in colour_of(number)) for number in range(20)}) == 20

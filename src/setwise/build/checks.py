@@ -169,19 +169,25 @@ def check_start(recipe: Recipe) -> None:
     part = recipe.backbone
     frozen = {"backbone.frozen": part.frozen, "backbone.trained": bool(part.trained)}
     frozen["episodes.freeze_trunk"] = recipe.episodes.freeze_trunk
+    frozen["backbone.needs_weights"] = part.needs_weights
     # Those of a stage before are there when it is over; a teacher gives none.
     weights = part.weights or (recipe.before.use == "start" and stage_before(recipe) is not None)
     if any(frozen.values()) and not (weights or part.pretrained):
         which = next(name for name, wanted in frozen.items() if wanted)
+        verb = "forbids" if part.needs_weights else "would keep"
         raise InvalidInput(
-            f"`{which}` would keep random weights: name those of a first stage, --backbone.weights "
+            f"`{which}` {verb} random weights: name those of a first stage, --backbone.weights "
             "runs/FIRST/weights.safetensors, or take timm's with --backbone.pretrained."
         )
     if recipe.head.from_weights and not weights:
         raise InvalidInput(
             "`head.from_weights` needs the file of a network with its classifier: add --backbone.weights FILE."
         )
-    of_first = {"lws": "scales the classifier", "tau": "shortens class weights", "routed": "asks the experts"}
+    of_first: dict[str, str] = {
+        "lws": "scales the classifier",
+        "tau": "shortens class weights",
+        "routed": "asks the experts",
+    }
     does = of_first.get(recipe.head.name)
     if does and not (part.frozen and weights):
         raise InvalidInput(

@@ -87,7 +87,10 @@ def _option(text: str) -> tuple[str, Any]:
     name, given, value = text.partition("=")
     if not given or not name or not value:
         raise InvalidInput(f"--options takes KEY=VALUE, such as depth=12, but it was given {text!r}.")
-    return name.replace("-", "_"), yaml.safe_load(value)
+    try:
+        return name.replace("-", "_"), yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise InvalidInput(f"--options: the value of {text!r} cannot be read.") from error
 
 
 def _table(costs: "Sequence[Cost]") -> Table:

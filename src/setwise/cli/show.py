@@ -66,7 +66,12 @@ class _Show:
     batches: int | None = None
     """Classifiers with a relation: most batches; None: all."""
     pool_heads: int = 1
-    """Heads of an attention pool that stands in place of another pool, which weights do not tell."""
+    """--model: heads of an attention pool that stands in place of another pool, which weights do not tell; of a
+    PatchConvNet --options num_heads=4."""
+    pool: str | None = None
+    """Name of the attention pool within the network, where it has several."""
+    grid: str | None = None
+    """HEIGHT,WIDTH of the map, where the pool takes tokens."""
 
 
 def show_(args: Sequence[str]) -> None:
@@ -93,7 +98,9 @@ def show_(args: Sequence[str]) -> None:
     paths = find_images(images, usage="setwise show RUN IMAGES...")
     subject = _subject(options)
     notes = [f"{len(paths) - options.limit} further images are left out (--limit)."] * (len(paths) > options.limit)
-    looks = look_at(subject, paths[: options.limit], top_k=options.top_k, layer=options.layer, whole=options.whole)
+    grid = None if options.grid is None else _pair(options.grid, "--grid takes HEIGHT,WIDTH, such as 14,14")
+    how: dict[str, Any] = {"layer": options.layer, "whole": options.whole, "pool": options.pool, "grid": grid}
+    looks = look_at(subject, paths[: options.limit], top_k=options.top_k, **how)
     out = options.out or fresh_folder(SHOWN, name)
     page = write_patches(looks, out, title=f"Where {subject.name} looks", notes=notes)
     for note in notes:
@@ -127,7 +134,7 @@ def _show_support(options: _Show, name: str, recipe: Recipe) -> None:
         raise InvalidInput(f"{path} is a few-shot run, which shows its own test episodes: leave out the images.")
     from setwise.show.support import attend, write_support
 
-    places = [_place(text) for text in options.places]
+    places = [_pair(text, "--places takes ROW,COLUMN, such as 3,4") for text in options.places]
     looks = [
         attend(path, recipe, episode=options.episode, query=query, places=places, seed=recipe.seed)
         for query in options.query
@@ -137,10 +144,10 @@ def _show_support(options: _Show, name: str, recipe: Recipe) -> None:
     print(f"pictures  {out} ({len(looks)})\npage      {page}")
 
 
-def _place(text: str) -> tuple[int, int]:
+def _pair(text: str, rule: str) -> tuple[int, int]:
     parts = text.split(",")
     if len(parts) != 2 or not all(part.strip().isdigit() for part in parts):
-        raise InvalidInput(f"--places takes ROW,COLUMN, such as 3,4, but it was given {text!r}.")
+        raise InvalidInput(f"{rule}, but it was given {text!r}.")
     return int(parts[0]), int(parts[1])
 
 
@@ -149,9 +156,14 @@ def _check(options: _Show) -> str:
     if options.model is not None:
         if options.weights is None:
             raise InvalidInput("--model needs its weights, for an untrained network looks nowhere: --weights FILE.")
+        if options.model.startswith("patchconvnet_") and options.pool_heads != 1:
+            raise InvalidInput(
+                f"--pool-heads is of a pool that was put into a network; of {options.model} it is --options "
+                f"num_heads={options.pool_heads}."
+            )
         return options.model
-    only = ("weights", "options", "classes", "image_size")
-    if given := [f"--{name.replace('_', '-')}" for name in only if getattr(options, name)]:
+    only = {"weights": None, "options": (), "classes": None, "image_size": None, "pool_heads": 1}
+    if given := [f"--{name.replace('_', '-')}" for name, none in only.items() if getattr(options, name) != none]:
         raise InvalidInput(f"{', '.join(given)} belong to --model NAME; a run folder says all that itself.")
     if not options.inputs:
         raise InvalidInput("Name a run folder and images: setwise show RUN IMAGES...")

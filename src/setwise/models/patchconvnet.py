@@ -65,6 +65,8 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: PatchConvNet) -> 
     stacked weight. Where the number of classes differs, classifier (and queries of classes) are left out, and so are
     the weights of a pool that the model has not; a warning says so, and ``strict=False`` loads the rest.
 
+    A model of class queries without classes has one, which gets the mean of the checkpoint's.
+
     Args:
         state_dict: official or our own names, raw or below "model".
         model: what the state is for; it is not changed.
@@ -77,8 +79,9 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: PatchConvNet) -> 
     <All keys matched successfully>
     """
     state, own = in_our_names(state_dict), model.state_dict()
-    _fit_classes(state, own)
-    if left := [name for name in state if name.startswith("pool.") and name not in own]:
+    _fit_classes(state, own, model)
+    pools = "pool.query" in own
+    if left := [name for name in state if name.startswith("pool.") and name not in own and not pools]:
         warnings.warn(
             f"The checkpoint pools by attention and this model does not: {len(left)} weights are left out.",
             stacklevel=2,
@@ -108,7 +111,7 @@ def _our_name(name: str) -> str:
     return name
 
 
-def _fit_classes(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> None:
+def _fit_classes(state: dict[str, Tensor], own: Mapping[str, Tensor], model: PatchConvNet) -> None:
     """Repeat one query, and drop what belongs to other classes, in place."""
     dropped = []
     given, wanted = state.get("head.weight"), own.get("head.weight")
@@ -119,7 +122,9 @@ def _fit_classes(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> None:
         many, needed = query.shape[1], ours.shape[1]
         if many == 1:
             state["pool.query"] = query.repeat(1, needed, 1)
-        elif needed > 1 or dropped:
+        elif model.per_class and model.num_classes == 0:
+            state["pool.query"] = query.mean(1, keepdim=True)
+        elif model.per_class:
             dropped.append("pool.query")
         else:
             raise InvalidInput(
@@ -214,7 +219,7 @@ def _unavailable(name: str, options: dict[str, Any], error: Exception) -> Except
         )
     if isinstance(error, FileNotFoundError) and fields.get("file"):
         return MissingFile(f"There is no weights file {source}.")
-    if isinstance(error, pickle.UnpicklingError) or "size mismatch" in str(error) or "Missing key" in str(error):
+    if isinstance(error, pickle.UnpicklingError) or "loading state_dict" in str(error):
         return InvalidInput(f"The weights from {source} do not fit {name}, or hold more than tensors: {error}")
     return RunError(
         f"The weights of {name} could not be had from {source} ({type(error).__name__}: {error}). Fetch that file "

@@ -109,6 +109,7 @@ class PatchConvNet(nn.Module):
             "layer_scale": init_values,
             "dropout": drop_rate,
             "attention_dropout": attn_drop_rate,
+            "thrifty": thrifty,
         }
         self.stem = Stem(in_chans, embed_dim, kind=stem, thrifty=thrifty, **to)
         options: dict[str, Any] = {"norm_layer": norm_layer, "init_values": init_values, "thrifty": thrifty}

@@ -44,6 +44,8 @@ class AttentionPool(nn.Module, Recordable):
         layer_scale: initial factor on both residual branches. Paper: 1e-4 for S60, else 1e-6 (released code).
         dropout: on what the attention gives and in the feed-forward part. Released: 0.
         attention_dropout: on the attention weights, in training. Released: 0.
+        thrifty: in training, compute cheap activations again instead of keeping them; no value changes. With dropout
+            everything is kept.
         device: of the parameters.
         dtype: of the parameters.
 
@@ -73,6 +75,7 @@ class AttentionPool(nn.Module, Recordable):
         layer_scale: float = 1e-4,
         dropout: float = 0.0,
         attention_dropout: float = 0.0,
+        thrifty: bool = True,
         device: Any = None,
         dtype: Any = None,
     ) -> None:
@@ -89,6 +92,7 @@ class AttentionPool(nn.Module, Recordable):
                 layer_scale=layer_scale,
                 dropout=dropout,
                 attention_dropout=attention_dropout,
+                thrifty=thrifty,
                 device=device,
                 dtype=dtype,
             )
@@ -96,6 +100,11 @@ class AttentionPool(nn.Module, Recordable):
         )
         self.norm = nn.LayerNorm(dim, eps=EPS, device=device, dtype=dtype)
         nn.init.trunc_normal_(self.query, std=INIT_STD)
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """The queries, as released."""
+        return {"query"}
 
     def extra_repr(self) -> str:  # noqa: D102  torch's hook for repr()
         return f"dim={self.dim}, num_queries={self.num_queries}, channels_first={self.channels_first}"
@@ -169,6 +178,7 @@ class PoolLayer(nn.Module):
         layer_scale: initial factor on both residual branches.
         dropout: on both residual branches and inside the feed-forward part.
         attention_dropout: on the attention weights.
+        thrifty: compute cheap activations again in training; not with dropout, which draws random numbers.
         device: of the parameters.
         dtype: of the parameters.
     """
@@ -183,6 +193,7 @@ class PoolLayer(nn.Module):
         layer_scale: float = 1e-4,
         dropout: float = 0.0,
         attention_dropout: float = 0.0,
+        thrifty: bool = True,
         device: Any = None,
         dtype: Any = None,
     ) -> None:
@@ -199,7 +210,7 @@ class PoolLayer(nn.Module):
                 raise InvalidInput(f"`{name}` must be at least 0 and below 1, but it is {value}.")
         to = {"device": device, "dtype": dtype}
         self.num_heads, self.query_in_keys, self.attention_dropout = num_heads, query_in_keys, attention_dropout
-        self.thrifty = dropout == 0  # what draws random numbers is not computed again
+        self.thrifty = thrifty and dropout == 0
         self.gamma_1 = nn.Parameter(torch.full((dim,), layer_scale, **to))
         self.gamma_2 = nn.Parameter(torch.full((dim,), layer_scale, **to))
         self.norm1 = nn.LayerNorm(dim, eps=EPS, **to)

@@ -86,6 +86,8 @@ class Backbone:
     """Load timm's weights (needs a network the first time)."""
     weights: str | None = None
     """Start from one's own weights: a .safetensors, .pt or .pth file; what did not load is printed."""
+    needs_weights: bool = False
+    """Refuse to begin with random weights; of recipes that fine-tune."""
     frozen: bool = False
     """Train relation and head alone, on a backbone that stays as it was loaded: a second stage."""
     trained: tuple[str, ...] = ()

@@ -6,6 +6,7 @@ Letters: ``H W`` size of the picture, ``h w`` size of a map, ``k`` maps.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,10 +20,12 @@ from setwise.errors import InvalidInput
 from setwise.nn import pool_maps
 from setwise.show.subject import Subject
 
-__all__ = ["COLOURS", "Look", "look_at", "multiplied", "overlaid", "smooth", "tinted"]
+__all__ = ["COLOURS", "Look", "colour_of", "look_at", "multiplied", "overlaid", "smooth", "tinted"]
 
 COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 """Of classes laid over each other: Okabe and Ito, Color Universal Design, 2008."""
+GOLDEN = 0.618034
+"""Multiples of the golden section stay apart on a circle."""
 TINT = "inferno"
 STRONGEST = 0.75
 """Share of the colour where a map is highest."""
@@ -58,7 +61,14 @@ class Look:
 
 
 def look_at(
-    subject: Subject, paths: Sequence[Path], *, top_k: int = 3, layer: int = -1, whole: bool = False
+    subject: Subject,
+    paths: Sequence[Path],
+    *,
+    top_k: int = 3,
+    layer: int = -1,
+    whole: bool = False,
+    pool: str | None = None,
+    grid: tuple[int, int] | None = None,
 ) -> list[Look]:
     """Run the network on one image after the other, and keep where it looked.
 
@@ -68,6 +78,8 @@ def look_at(
         top_k: likeliest classes that are kept.
         layer: of the pool, where it has several.
         whole: keep the aspect ratio, and cut nothing off; else the central square, as in evaluation.
+        pool: name of the pool within the network, where it has several.
+        grid: height and width of the map, where the pool takes tokens.
 
     Raises:
         DataError: naming the first image that cannot be read.
@@ -75,10 +87,10 @@ def look_at(
     """
     if top_k < 1:
         raise InvalidInput(f"`top-k` must be at least 1, but it is {top_k}.")
-    return [_look(subject, path, top_k=top_k, layer=layer, whole=whole) for path in paths]
+    return [_look(subject, path, whole=whole, top_k=top_k, layer=layer, pool=pool, grid=grid) for path in paths]
 
 
-def _look(subject: Subject, path: Path, *, top_k: int, layer: int, whole: bool) -> Look:
+def _look(subject: Subject, path: Path, *, whole: bool, top_k: int, **how: Any) -> Look:
     picture = decode(path)
     height, width = picture.shape[-2:]
     if whole and max(height, width) > LONGEST * min(height, width):
@@ -87,7 +99,7 @@ def _look(subject: Subject, path: Path, *, top_k: int, layer: int, whole: bool) 
         )
     image = subject.fit(picture, whole=whole)
     try:
-        found = pool_maps(subject.network, subject.normalise(image), top_k=top_k, layer=layer)
+        found = pool_maps(subject.network, subject.normalise(image), top_k=top_k, **how)
     except (AssertionError, RuntimeError) as error:  # what torch and timm raise about sizes
         height, width = image.shape[-2:]
         raise InvalidInput(f"{subject.name} does not run on {path} at {height} x {width} pixels ({error}).") from error
@@ -130,11 +142,19 @@ def multiplied(look: Look, map_: Float[np.ndarray, "h w"]) -> Picture:
 def overlaid(look: Look) -> Picture:
     """The grey image with all maps over it, a colour each; where several are high their colours mix."""
     weights = np.stack([smooth(map_, look.image.shape[:2]) for map_ in look.maps])  # [k, H, W]
-    colours = np.array([to_rgb(COLOURS[number % len(COLOURS)]) for number in range(len(weights))])
+    colours = np.array([colour_of(number) for number in range(len(weights))])
     total = weights.sum(0)
     mixed = np.einsum("khw,kc->hwc", weights, colours) / np.maximum(total, np.finfo(float).tiny)[..., None]
     share = STRONGEST * np.minimum(weights.max(0), 1)[..., None]
     return (1 - share) * _grey(look) + share * mixed
+
+
+def colour_of(number: int) -> tuple[float, float, float]:
+    """Of the map with this number: one of ``COLOURS``, beyond them a hue that no other has."""
+    if number < len(COLOURS):
+        return to_rgb(COLOURS[number])
+    red, green, blue, _ = colormaps["hsv"](number * GOLDEN % 1)
+    return red, green, blue
 
 
 def _grey(look: Look) -> Picture:

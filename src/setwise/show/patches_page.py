@@ -12,7 +12,7 @@ from matplotlib.patches import Patch
 from setwise.report.markup import Html, document, element, image, section, table
 from setwise.run_folder import write_whole
 from setwise.show.files import DPI, new_folder, png
-from setwise.show.patches import COLOURS, Look, multiplied, overlaid, tinted
+from setwise.show.patches import Look, colour_of, multiplied, overlaid, tinted
 
 __all__ = ["PAGE", "figure_of", "write_patches"]
 
@@ -77,7 +77,7 @@ def figure_of(look: Look) -> Figure:
 
 
 def _add_key(figure: Figure, look: Look) -> None:
-    handles = [Patch(color=COLOURS[k % len(COLOURS)]) for k in range(len(look.classes))]
+    handles = [Patch(color=colour_of(k)) for k in range(len(look.classes))]
     captions = [_caption(look, k) for k in range(len(handles))]
     key = figure.legend(handles, captions, loc="outside lower left", frameon=False, fontsize=8.5)
     for text in key.get_texts():

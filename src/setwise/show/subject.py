@@ -80,7 +80,7 @@ def of_run(path: Path) -> Subject:
         )
     return Subject(
         name=f"{recipe.name} ({path})",
-        network=task,
+        network=task.plain(),  # without what training has beside it, a momentum encoder's pool among it
         class_names=model.class_names,
         mean=model.mean,
         std=model.std,
@@ -123,10 +123,15 @@ def of_checkpoint(
         name=f"{name} ({weights})",
         network=network,
         class_names=names,
-        mean=cfg.get("mean", IMAGENET_MEAN),
-        std=cfg.get("std", IMAGENET_STD),
+        mean=_of_channels(cfg.get("mean", IMAGENET_MEAN), network),
+        std=_of_channels(cfg.get("std", IMAGENET_STD), network),
         image_size=image_size or made_for[-1],
     )
+
+
+def _of_channels(values: Sequence[float], network: nn.Module) -> Sequence[float]:
+    """Those of the config, or their mean for a network of grey images."""
+    return [sum(values) / len(values)] if getattr(network, "in_chans", 3) == 1 else values
 
 
 def _read_names(path: Path) -> list[str]:

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float
-from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from setwise.build import build_episode_data, training_sources
@@ -21,7 +20,7 @@ from setwise.report.markup import document, element, image, section
 from setwise.run_folder import RunFolder, write_whole
 from setwise.seeds import generator
 from setwise.show.files import DPI, new_folder, png
-from setwise.show.patches import COLOURS
+from setwise.show.patches import colour_of
 from setwise.work import load_few_shot, loaders_of
 
 __all__ = ["PAGE", "Attended", "attend", "support_figure", "write_support"]
@@ -170,7 +169,7 @@ def _covered(picture: np.ndarray, weights: Float[np.ndarray, "P h w"]) -> np.nda
 
 
 def _colours(number: int) -> list[np.ndarray]:
-    return [np.array(to_rgb(COLOURS[place % len(COLOURS)])) for place in range(number)]
+    return [np.array(colour_of(place)) for place in range(number)]
 
 
 def write_support(looks: Sequence[Attended], folder: Path, *, title: str) -> Path:

@@ -54,9 +54,10 @@ def attention_pooling(
 ) -> Model:
     """Pool the last map of a convolutional network by attention instead of its average.
 
-    The network is changed in place and keeps its class, its methods and all its keys; those of the pool come with it.
-    The pool starts untrained: train it with the network, or alone. It costs: ResNet-50 has 67.5 instead of 25.6 million
-    parameters and 4.57 instead of 4.11 G multiply-adds at 224 pixels.
+    The network is changed in place and keeps its class and all its keys; those of the pool come with it. timm's
+    ``reset_classifier`` would undo half of it, and is refused until :func:`setwise.nn.remove`. The pool starts
+    untrained: train it with the network, or alone. It costs: ResNet-50 has 67.5 instead of 25.6 million parameters and
+    4.57 instead of 4.11 G multiply-adds at 224 pixels.
 
     Args:
         model: a network of timm, torchvision or your own with one average pool over its last map.
@@ -97,7 +98,16 @@ def attention_pooling(
     new = MapPool(pool, channels_last=channels_last, keep_map=keep_map) if channels_last or keep_map else pool
     model.set_submodule(name, new.to(device=weight.device, dtype=weight.dtype).train(model.training))
     setattr(model, RECORD, replaced)
+    if hasattr(model, "reset_classifier"):
+        model.reset_classifier = _refuse_reset  # type: ignore[assignment]
     return model
+
+
+def _refuse_reset(*args: Any, **options: Any) -> None:
+    raise InvalidInput(
+        "`reset_classifier` would take the average pool for the attention pool that stands in its place: call "
+        "setwise.nn.remove(model) first, then reset_classifier, then attention_pooling(model)."
+    )
 
 
 def restore_pool(model: nn.Module) -> bool:
@@ -106,6 +116,7 @@ def restore_pool(model: nn.Module) -> bool:
     if replaced is None:
         return False
     model.set_submodule(*replaced.pool)
+    vars(model).pop("reset_classifier", None)
     if replaced.classifier is not None:
         name, linear = replaced.classifier
         scoring = model.get_submodule(name)
