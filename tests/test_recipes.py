@@ -11,6 +11,7 @@ from pathlib import Path
 import every_fake
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from setwise.build import build_few_shot, build_task
 from setwise.cli import main
@@ -19,6 +20,7 @@ from setwise.data import DATASETS, TRANSFORMS
 from setwise.data.few_shot import FEW_SHOT
 from setwise.errors import InvalidInput, UnknownName
 from setwise.losses import CRITERIA
+from setwise.models import create_backbone
 from setwise.recipes import RECIPES, Recipe, yaml_file
 from setwise.tasks import TASKS
 
@@ -104,6 +106,16 @@ class TestContract:
     def test_repr_shows_what_was_reported(self, name):
         for reported in RECIPES[name].reported:
             assert str(reported.value) in repr(RECIPES[name])
+
+
+@pytest.mark.parametrize("name", ["places-lt-balanced-softmax-resnet152", "imagenet-lt-frozen"])
+def test_recipes_on_a_frozen_network_run_on_one(name, tmp_path):
+    recipe = RECIPES[name]
+    options = {f"data.{k}": v for k, v in every_fake.write(recipe.data.name, tmp_path / "data").items()}
+    save_file(create_backbone("test_resnet").state_dict(), tmp_path / "w.safetensors")
+    smoke = recipe.smoke | {"backbone.frozen": True, "backbone.weights": tmp_path / "w.safetensors"}
+    assert main(["train", name, "--out", str(tmp_path / "run"), *to_arguments(options | smoke)]) == 0
+    assert yaml_file.read(tmp_path / "run" / "recipe.yaml").backbone.frozen
 
 
 def test_fine_tuning_never_begins_with_random_weights(tmp_path, capsys):

@@ -10,6 +10,7 @@ from surviving import TINY, broken_off, fit, same_weights
 
 from setwise import run
 from setwise.cli import main
+from setwise.compare import make_plan
 from setwise.errors import InvalidInput, UnknownName
 from setwise.models import choose_exponent
 from setwise.recipes import RECIPES, yaml_file
@@ -69,6 +70,17 @@ def test_normalised_weights_are_those_of_the_first_stage_at_what_validation_chos
     assert float(now["head.tau"]) == pytest.approx(choose_exponent(linear, features, target))
     assert evaluate(tmp_path / "second")[0]["accuracy"] == line["metrics"]["accuracy"]
     assert write_run_report(tmp_path / "second").is_file()
+
+
+def test_a_stage_before_has_the_primary_metric_and_the_memory_of_the_last():
+    changes = {"primary": "balanced_accuracy", "data.micro_batch": 32, "select_on": "test"}
+    before = stage_before(RECIPES["cifar100-lt-crt"].override(changes))
+    assert (before.primary, before.data.micro_batch, before.select_on) == ("balanced_accuracy", 32, "test")
+
+
+def test_nothing_is_tuned_where_nothing_is_trained():
+    with pytest.raises(InvalidInput, match="trains nothing, so there is nothing to tune"):
+        make_plan(RECIPES["cifar100-lt-tau"], tune={"optimizer.lr": [0.1, 0.2]})
 
 
 def test_a_second_stage_that_was_broken_off_ends_as_an_unbroken_one(first, tmp_path):

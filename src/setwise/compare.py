@@ -100,6 +100,8 @@ def make_plan(recipe: Recipe, *, attend: Sequence[str] = (), tune: Mapping[str, 
                 f"`{name}` cannot be tuned: an arm may differ from the others in how it learns, not in what it learns "
                 f"from. Fields: {', '.join(f'{group}*' for group in TUNABLE_GROUPS)}, {', '.join(TUNABLE)}."
             )
+    if tune and recipe.head.name == "tau":
+        raise InvalidInput("--head.name tau trains nothing, so there is nothing to tune: tune the stage before.")
     if tune and recipe.select_on == "test":
         raise InvalidInput("`select_on` is test, and nothing is tuned on test: leave out --tune or --select-on test.")
     recipe = recipe.override({"relation.attend": kinds[0]})

@@ -170,3 +170,11 @@ def test_a_list_in_neither_place_is_named_with_both(tmp_path, monkeypatch):
 
 def test_paths_may_contain_spaces_and_numbers():
     assert parse_line("my photos 3/a 4.jpg 12\r\n", multi_label=True) == ("my photos 3/a 4.jpg", (12,))
+
+
+def test_pixels_are_normalised_by_the_statistics_of_the_set_that_is_named(tmp_path):
+    options = fakes.write("image-list", tmp_path)
+    one, other = (DATASETS["image-list"].load(seed=0, normalise=n, **options) for n in ("imagenet", "inaturalist2018"))
+    assert (one.mean, other.mean) == ((0.485, 0.456, 0.406), (0.466, 0.471, 0.380))
+    with pytest.raises(UnknownName, match="set of statistics"):
+        DATASETS["image-list"].load(seed=0, normalise="cub", **options)

@@ -170,12 +170,17 @@ def test_scales_start_at_the_first_stage(tmp_path):
         ({"backbone.weight": torch.zeros(2)}, r"`head\.weight` must be \[4, 5\], but there is none in .*first"),
         ({"head.weight": torch.zeros(4, 5)}, r"`head\.bias` must be \[4\], but there is none"),
         ({"head.weight": torch.zeros(9, 5)}, r"must be \[4, 5\], but it is \[9, 5\].*--head\.name linear"),
+        (
+            {"head.weight": torch.zeros(4, 5), "head.bias": torch.zeros(4), "head.scales": torch.ones(4)},
+            r"there is head\.scales beside it",
+        ),
     ],
 )
-def test_weights_without_a_fitting_head_are_refused(tmp_path, state, message):
+@pytest.mark.parametrize("kind", [LearnableScale, TauNormalized])
+def test_weights_without_a_fitting_head_are_refused(tmp_path, kind, state, message):
     save_file(state, tmp_path / "first.safetensors")
     with pytest.raises(InvalidInput, match=message):
-        LearnableScale(DIM, CLASSES).start_from(tmp_path / "first.safetensors")
+        kind(DIM, CLASSES).start_from(tmp_path / "first.safetensors")
 
 
 def test_a_missing_first_stage_is_named():

@@ -46,7 +46,7 @@ def test_weights_that_the_test_part_chose_are_warned_of_wherever_their_numbers_s
         console.print(comparison_table(shown))
         assert (told in console.file.getvalue()) is warned
         points_told = " ".join(how_judged(shown))
-        assert ("the test part chose weights and strength" in points_told) is warned
+        assert ("were selected on the test part" in points_told) is warned
         assert ("the test part chooses nothing" in points_told) is not warned
 
 

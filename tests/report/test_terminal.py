@@ -78,6 +78,8 @@ def test_reported_numbers_stand_with_their_source(comparison_folder):
         ),
         ({"trainer.epochs": 30, "optimizer.lr": 0.2}, ["optimizer.lr", "trainer.epochs"]),
         ({"primary": "accuracy"}, ["primary"]),
+        ({"select_on": "test", "trainer.select": "best"}, []),
+        ({"trainer.select": "best"}, ["trainer.select"]),
     ],
 )
 def test_reported_numbers_stand_only_beside_the_recipe_they_belong_to(comparison, changes, fields):

@@ -93,10 +93,11 @@ def _check_head(recipe: Recipe) -> None:
             f"`head.from_weights` begins with a linear classifier, but --head.name is {recipe.head.name}: take linear "
             "or per-class, or leave it out."
         )
-    if recipe.head.name == "tau" and (recipe.data.multi_label or relation.relate_at_test):
+    several = recipe.data.multi_label or relation.relate_at_test or recipe.trainer.select != "last"
+    if recipe.head.name == "tau" and several:
         raise InvalidInput(
-            "--head.name tau is chosen by the accuracy of one class an image, from the plain features: leave out "
-            "data.multi_label and relation.relate_at_test."
+            "--head.name tau trains nothing and is chosen by the accuracy of one class an image, from the plain "
+            "features: leave out data.multi_label, relation.relate_at_test and trainer.select."
         )
     if recipe.head.name != "routed" and recipe.head.top_k != schema.Head().top_k:
         raise InvalidInput(f"`head.top_k` ({recipe.head.top_k}) is the routed head's: add --head.name routed.")

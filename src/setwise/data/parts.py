@@ -93,7 +93,7 @@ def arrange(
             f"The set is not split: {TEST_FRACTION:.0%} of every class, the same for every seed, is the test part."
         )
     elif test is None:
-        notes.append("The set brings no third part: its val part is the test part here, looked at once at the end.")
+        notes.append("The set brings no third part: its val part is the test part here.")
     kept, held = hold_out(train.target, val_fraction / whole, generator=generator(seed, "validation"))
     if val_fraction:
         notes.append(

@@ -272,6 +272,12 @@ TRANSFORMS: dict[str, Transform] = {
         per_image=lambda size: resized_crop(size, jitter()),
         chooses_crop=True,
     ),
+    "resized-crop": Transform(
+        summary="a random part at a random scale, mirrored or not",
+        source="Szegedy et al., CVPR 2015, arXiv:1409.4842; what long-tailed recognition takes for iNaturalist 2018",
+        per_image=resized_crop,
+        chooses_crop=True,
+    ),
     "randaugment": Transform(
         summary="a random part at a random scale, mirrored or not, two random operations of magnitude 9",
         source="Cubuk et al., RandAugment, NeurIPS 2020, arXiv:1909.13719; as torchvision implements it",

@@ -94,7 +94,7 @@ class TauNormalized(nn.Module):
             MissingFile: if there is no such file.
             InvalidInput: if it has no linear head of this size.
         """
-        _take_linear("tau shortens the weights of", path, {"weight": self.weight})
+        _take_linear("tau shortens the weights of", path, {"weight": self.weight})  # a linear head has a bias, too
 
     @torch.no_grad()
     def choose(self, scores: Float[Tensor, "n K"], target: Int64[Tensor, "n"]) -> None:
@@ -116,16 +116,21 @@ def _lengths(weight: Float[Tensor, "K C"]) -> Float[Tensor, "K"]:
 
 def _take_linear(does: str, path: str | Path, own: dict[str, nn.Parameter]) -> None:
     state = read_state(path)
-    for name, parameter in own.items():
+    wanted = {"weight": own["weight"].shape, "bias": own["weight"].shape[:1]}
+    beside = state.keys() & {"head.scales", "head.tau"}  # of heads that are linear no more
+    for name, shape in wanted.items():
         given = state.get(f"head.{name}")
-        if given is None or given.shape != parameter.shape:
+        if given is None or given.shape != shape or beside:
             found = "there is none" if given is None else f"it is {list(given.shape)}"
+            if given is not None and given.shape == shape:
+                found = f"there is {min(beside)} beside it"
             raise InvalidInput(
-                f"Head {does} the linear head of a first stage, whose `head.{name}` must be {list(parameter.shape)}, "
-                f"but {found} in {path}: give the weights of a run with --head.name linear on the same classes, or "
-                "re-train a fresh head with --head.name linear."
+                f"Head {does} the linear head of a first stage, whose `head.{name}` must be {list(shape)}, but {found} "
+                f"in {path}: give the weights of a run with --head.name linear on the same classes, or re-train a "
+                "fresh head with --head.name linear."
             )
-        parameter.data.copy_(given)
+    for name, parameter in own.items():
+        parameter.data.copy_(state[f"head.{name}"])
 
 
 @torch.no_grad()

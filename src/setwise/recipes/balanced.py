@@ -41,6 +41,7 @@ INATURALIST_50 = IMAGENET_50.override(
         "name": "inaturalist-balanced-softmax-resnet50",
         "summary": "iNaturalist 2018, Balanced Softmax, ResNet-50, 90 epochs",
         **INATURALIST_2018,
+        "data.augment": "resized-crop",
         "optimizer.weight_decay": 1e-4,
     }
 )

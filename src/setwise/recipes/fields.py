@@ -44,6 +44,8 @@ class Data:
     that has two or more)."""
     image_size: int | None = None
     """Side in pixels of what the network sees; None: the images' own size."""
+    normalise: Literal["imagenet", "inaturalist2018"] = "imagenet"
+    """image-list: whose mean and deviation the pixels are normalised with."""
     augment: str = "none"
     """Training augmentation, one of `setwise list transforms`."""
     views: tuple[str, ...] = ()

@@ -32,6 +32,7 @@ INATURALIST_2018: dict[str, Any] = {
     "data.train_list": "iNaturalist18_train.txt",
     "data.val_list": None,
     "data.test_list": "iNaturalist18_val.txt",
+    "data.normalise": "inaturalist2018",
 }
 """What makes a recipe of ImageNet-LT one of iNaturalist."""
 

@@ -105,9 +105,8 @@ SMOKE_224 = SMOKE | {"data.image_size": 32, "backbone.options": {"channels": [16
 
 # RIDE's ImageNet-LT and iNaturalist runs, by BatchFormer's files: a tenth of the rate from epochs 60 and 80 on, class
 # weights from 80 on. The numbers of the paper were made with the features replaced, an official_ option; the -shared
-# recipes are the paper's method, of which no number was published. Ours: crops, flips and other colours as in the other
-# recipes at 224 pixels (theirs change no colours on iNaturalist), ImageNet's mean and deviation for iNaturalist, and
-# its validation part held out of train, as it has no third. ResNet-50 on ImageNet-LT has the batch of their file, 256;
+# recipes are the paper's method, of which no number was published. Ours: iNaturalist's validation part is held out of
+# train, as it has no third. ResNet-50 on ImageNet-LT has the batch of their file, 256;
 # their README's command says 400. Their relation sees a replica's share of the batch (512 / 4 images, 256 / 8,
 # 128 / 8), ours the batch of a process.
 IMAGENET_LT_RIDE_10 = Recipe(
@@ -166,6 +165,7 @@ INATURALIST_RIDE_50 = IMAGENET_LT_RIDE_50.override(
         "name": "inaturalist-ride-resnet50",
         "summary": "iNaturalist 2018, RIDE: three experts, ResNet-50, features replaced as in the official code",
         **INATURALIST_2018,
+        "data.augment": "resized-crop",
         "data.batch_size": 128,
         "optimizer.lr": 0.2,
         "criterion.temperature_factor": 0.015,
@@ -198,6 +198,7 @@ def _distilled(recipe: Recipe) -> Recipe:
             "name": f"{recipe.name}-distilled",
             "summary": f"{_what(recipe)} in two stages: RIDE with six experts, then three that learn from them too",
             "before": Before(recipe=recipe.name, use="teacher", options=SIX),
+            "relation.official_replace": False,
             "reported": (),
             "smoke": recipe.smoke | SMOKE_BEFORE,
         }
@@ -212,6 +213,7 @@ def _routed(recipe: Recipe, top_k: int) -> Recipe:
             "name": f"{recipe.name}-routed",
             "summary": f"{_what(recipe)} in two stages: RIDE, then a network that decides how many experts to ask",
             "before": Before(recipe=recipe.name),
+            "relation.official_replace": False,
             "head.top_k": top_k,
             "smoke": recipe.smoke | SMOKE_BEFORE,
         }
@@ -228,7 +230,8 @@ def _what(recipe: Recipe) -> str:
     return f"{data}, {rest.split(', ')[0]},"
 
 
-# Both stages of each, the six experts among them, have the features replaced where their first recipe has.
+# Nothing was published of these with BatchFormer, so both stages have the paper's method, one classifier for both
+# streams (the relation is the same in both).
 STAGED_AT_224 = tuple(
     staged
     for recipe, top_k in (

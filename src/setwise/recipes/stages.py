@@ -21,9 +21,11 @@ FIELDS = {
         "imbalance_factor",
         "val_fraction",
         "image_size",
+        "normalise",
         "on_error",
         "cache",
         "num_workers",
+        "micro_batch",
     ),
     "backbone": ("name", "pretrained", "pool", "options"),
     "trainer": ("max_steps", "on_nan", "precision", "accelerator", "devices", "num_nodes", "logger"),
@@ -55,6 +57,8 @@ def stage_before(recipe: Recipe) -> Recipe | None:
     before = choose(part.recipe, RECIPES, "recipe (before.recipe)").override(values)
     network = dict(recipe.backbone.options)
     own = {"backbone.options": network, "seed": recipe.seed, "select_on": recipe.select_on}
+    if before.task == recipe.task:
+        own["primary"] = recipe.primary
     for path, value in part.options.items():
         if path.startswith(OF_NETWORK) and part.use == "teacher":  # which may be another network
             network[path.removeprefix(OF_NETWORK)] = value

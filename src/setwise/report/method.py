@@ -3,7 +3,7 @@
 from setwise.judge import Comparison
 from setwise.metrics import lower_is_better
 from setwise.metrics.judgement import TOLERANCE
-from setwise.report.wording import ADJUSTED, names_of, selection_warning
+from setwise.report.wording import ADJUSTED, names_of, selected, selecting_part, selection_warning
 
 __all__ = ["how_judged"]
 
@@ -39,7 +39,7 @@ def _class_bias(comparison: Comparison) -> str:
     if not comparison.curves:
         return "Scores are compared as they are: class bias is not adjusted for where an image may have several labels."
     means = {curve.arm: sum(curve.chosen) / len(curve.chosen) for curve in comparison.curves}
-    part = "test" if comparison.plan.recipe.select_on == "test" else "validation"
+    part = selecting_part(comparison.plan.recipe)
     strengths = ", ".join(f"{arm} {tau:.2f}" for arm, tau in means.items())
     first = "Class bias is taken out first" if primary.startswith(ADJUSTED) else "Beside raw scores stand adjusted ones"
     return (
@@ -50,7 +50,7 @@ def _class_bias(comparison: Comparison) -> str:
 
 def _chosen_by_test(comparison: Comparison) -> str:
     if selection_warning(comparison.plan.recipe):
-        return "the test part chose weights and strength of every run, which makes its numbers too good"
+        return f"{selected(comparison.plan.recipe)} selected on the test part, which makes its numbers too good"
     return "the test part chooses nothing"
 
 

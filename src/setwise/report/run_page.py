@@ -7,7 +7,7 @@ from setwise.recipes import yaml_file
 from setwise.report.markup import Html, document, element, section, table
 from setwise.report.parts import command, curves_part, fold, heat_table, recipe_part, verdict_part
 from setwise.report.records import confusion, run_notes
-from setwise.report.wording import ADJUSTED, duration, names_of, percent, selection_warning
+from setwise.report.wording import ADJUSTED, duration, names_of, percent, selecting_part, selection_warning
 from setwise.run_folder import RunFolder, read_classes, read_lines, write_whole
 
 __all__ = ["write_run_report"]
@@ -33,7 +33,7 @@ def write_run_report(root: Path) -> Path:
     page = document(
         f"{recipe.name}, {line['variant']}, seed {line['seed']}",
         verdict_part("Run", f"{recipe.name}, {line['variant']}, seed {line['seed']}", "", value),
-        _metrics(line["metrics"], primary),
+        _metrics(line["metrics"], primary, selecting_part(recipe)),
         _classes(classes),
         _confusion(folder, classes, adjusted=primary.startswith(ADJUSTED)),
         curves_part({line["variant"]: [folder.path]}, primary),
@@ -44,7 +44,7 @@ def write_run_report(root: Path) -> Path:
     return path
 
 
-def _metrics(metrics: dict[str, float], primary: str) -> Html | None:
+def _metrics(metrics: dict[str, float], primary: str, part: str) -> Html | None:
     raw = list(dict.fromkeys(metric.removeprefix(ADJUSTED) for metric in metrics))
     both = any(metric.startswith(ADJUSTED) for metric in metrics)
     rows = [
@@ -56,7 +56,7 @@ def _metrics(metrics: dict[str, float], primary: str) -> Html | None:
     if any(metric.endswith("_interval") for metric in metrics):
         said = "Percent, mean over the test episodes. The interval is over episodes of this one trained network."
     if both:
-        said += " Adjusted: class bias taken out by logit adjustment, at the strength that the validation part prefers."
+        said += f" Adjusted: class bias taken out by logit adjustment, at the strength that the {part} part prefers."
     shown = table(heads, rows, marked=[raw.index(primary.removeprefix(ADJUSTED))])
     return section("Metrics", shown, element("p", said, class_="faint"))
 

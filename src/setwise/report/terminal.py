@@ -21,6 +21,7 @@ from setwise.report.wording import (
     p_value,
     percent,
     points,
+    selecting_part,
     selection_warning,
 )
 
@@ -85,7 +86,8 @@ def _legend(comparison: Comparison) -> Text:
         P_LEGEND,
     ]
     if any(metric.startswith(ADJUSTED) for metric in ordered(comparison)):
-        lines.append("adjusted: class bias taken out first, at the strength that each arm's validation part prefers.")
+        part = selecting_part(comparison.plan.recipe)
+        lines.append(f"adjusted: class bias taken out first, at the strength that each arm's {part} part prefers.")
     lines.append(direction(ordered(comparison)))
     return Text(" ".join(lines).rstrip(), style="dim")
 

@@ -20,6 +20,8 @@ __all__ = [
     "p_value",
     "percent",
     "points",
+    "selected",
+    "selecting_part",
     "selection_warning",
     "signed",
 ]
@@ -92,10 +94,20 @@ def ordered(comparison: Comparison) -> list[str]:
 
 
 def selection_warning(recipe: Recipe) -> str:
-    """What must stand beside the numbers of weights that the test part chose; nothing elsewhere."""
+    """What must stand beside the numbers of what the test part chose; nothing elsewhere."""
     if recipe.select_on != "test":
         return ""
-    return "Warning: weights and logit adjustment were selected on the test part, so every number of it is too good."
+    return f"Warning: {selected(recipe)} selected on the test part, so every number of it is too good."
+
+
+def selected(recipe: Recipe) -> str:
+    """What the selecting part selects, with its verb."""
+    return "logit adjustment was" if recipe.trainer.select == "last" else "weights and logit adjustment were"
+
+
+def selecting_part(recipe: Recipe) -> str:
+    """The part that selects, as it stands in sentences."""
+    return "test" if recipe.select_on == "test" else "validation"
 
 
 def percent(fraction: float | None) -> str:

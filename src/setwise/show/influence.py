@@ -118,6 +118,8 @@ def _loss_of(recipe: Recipe) -> str:
     name = recipe.criterion.name
     if name == "paco":
         return "of paco the part without queries and keys, balanced-softmax"
+    if name == "glmc":
+        return "of glmc the cross-entropy of images that are not mixed"
     return f"{name}, without the teacher's term" if is_taught(recipe) else f"{name}, as in training"
 
 
