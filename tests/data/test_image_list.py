@@ -6,7 +6,7 @@ import torch
 
 from setwise.data import DATASETS
 from setwise.data.image_list import parse_line
-from setwise.errors import DataError, InvalidInput, MissingFile
+from setwise.errors import DataError, InvalidInput, MissingFile, UnknownName
 
 load = DATASETS["image-list"].load
 
