@@ -49,8 +49,7 @@ class Data:
     augment: str = "none"
     """Training augmentation, one of `setwise list transforms`."""
     views: tuple[str, ...] = ()
-    """Further augmentations of each training image, a view each beside `augment`. PaCo: one, for its keys; GLMC: one,
-    for CutMix."""
+    """Further augmentations of each training image, a view each beside `augment`. PaCo and GLMC: one."""
     mixup: float = 0.0
     """Alpha of mixup's Beta distribution; 0 switches it off. DeiT: 0.8."""
     cutmix: float = 0.0
@@ -71,8 +70,7 @@ class Data:
     batch_size: int = 128
     """Samples of a training step in each process, which are also the set that the relation sees."""
     micro_batch: int | None = None
-    """Samples of which activations are held at a time, for a batch that does not fit; exact, at 4/3 of the time. None:
-    all of the batch."""
+    """Samples of which activations are held at a time, exactly, at 4/3 of the time; None: all of the batch."""
     num_workers: int | None = None
     """Processes that read and augment; None: none for sets in memory, else the cores there are. Sets in memory that are
     augmented in whole batches have none: handing a batch over would cost more than making it."""
@@ -253,7 +251,7 @@ class Criterion:
     alpha: float = 0.05
     """PaCo: weight of a feature of the same class against 1 of the class centre. Paper: 0.05, CIFAR 0.01."""
     consistency: float = 4.0
-    """GLMC: weight of the likeness of both mixtures. Authors: 1 to 4 on CIFAR-10, ImageNet-LT 10."""
+    """GLMC: weight of the likeness of both mixtures. Authors: CIFAR-10 1 to 4, ImageNet-LT 10."""
     label_power: float = 1.2
     """GLMC: classes weigh by the number of their images to the power of minus this. Authors: 1.2, ImageNet-LT 1."""
     mixture: float = 0.5
