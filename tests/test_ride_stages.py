@@ -14,6 +14,7 @@ from setwise.losses import distillation
 from setwise.models import route
 from setwise.recipes import RECIPES
 from setwise.recipes.stages import stages
+from setwise.report import write_run_report
 from setwise.run import evaluate, load_run
 from setwise.run_folder import RunFolder
 from setwise.work import make_work
@@ -168,6 +169,8 @@ class TestRouted:
         test = quiet(ROUTED.override({"backbone.weights": str(RunFolder(folder.before).weights)})).loaders["test"]
         used = torch.cat([task.per_image(batch.image)["used"] for batch in test])
         assert line["metrics"]["experts_used"] == pytest.approx(float(used.double().mean()) / 3)
+        page = write_run_report(folder.path).read_text(encoding="utf-8")
+        assert f"Experts asked: {float(used.double().mean()):.2f} of 3 on average." in page
 
     def test_a_later_evaluation_reports_it_too_and_the_stage_before_is_what_there_is_to_show(self, folder, capsys):
         line = json.loads(folder.results.read_text())

@@ -44,6 +44,8 @@ def tiny(tmp_path_factory):
                 archive.write(folder / "one.png", name)
                 lines.append(f"{name},n{label}")
     (folder / "train.csv").write_text("\n".join(lines) + "\n")
+    classes = dict.fromkeys(line.partition(",")[2] for line in lines[1:])
+    (folder / "classes.csv").write_text("\n".join(["wnid,words", *(f"{name},{name}" for name in classes)]) + "\n")
     return folder
 
 

@@ -23,7 +23,7 @@ SOFT = torch.rand(N, K, generator=torch.Generator().manual_seed(1)).softmax(1)
 
 
 def make(name, **options):
-    if name in ("balanced-softmax", "ldam", "ride", "paco"):
+    if name in ("balanced-softmax", "ldam", "ride", "paco", "glmc"):
         options["counts"] = COUNTS
     return CRITERIA[name](**options)
 

@@ -7,7 +7,15 @@ from setwise.recipes import yaml_file
 from setwise.report.markup import Html, document, element, section, table
 from setwise.report.parts import command, curves_part, fold, heat_table, recipe_part, verdict_part
 from setwise.report.records import confusion, run_notes
-from setwise.report.wording import ADJUSTED, duration, names_of, percent, selecting_part, selection_warning
+from setwise.report.wording import (
+    ADJUSTED,
+    duration,
+    experts_asked,
+    names_of,
+    percent,
+    selecting_part,
+    selection_warning,
+)
 from setwise.run_folder import RunFolder, read_classes, read_lines, write_whole
 
 __all__ = ["write_run_report"]
@@ -29,7 +37,7 @@ def write_run_report(root: Path) -> Path:
     over_episodes = line["metrics"].get(f"{primary}_interval")
     half = "" if over_episodes is None else f" ± {percent(over_episodes)}"
     value = f"{percent(line['metrics'].get(primary))}{half} % {names_of(line['metrics'])(primary)}."
-    value = f"{value} {selection_warning(recipe)}".rstrip()
+    value = " ".join(filter(None, (value, experts_asked(line["metrics"], recipe), selection_warning(recipe))))
     page = document(
         f"{recipe.name}, {line['variant']}, seed {line['seed']}",
         verdict_part("Run", f"{recipe.name}, {line['variant']}, seed {line['seed']}", "", value),
