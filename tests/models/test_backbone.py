@@ -109,7 +109,7 @@ def test_pretrained_weights_without_a_network_end_in_a_sentence(monkeypatch, tmp
 
 SCRIPT_AND_TRACE = """
 import itertools, timm, torch, setwise.models
-for name, num_classes, training in itertools.product(setwise.models.OURS, (0, 10), (True, False)):
+for name, (num_classes, training) in itertools.product(setwise.models.OURS, ((10, True), (0, False))):
     model = timm.create_model(name, in_chans=3, num_classes=num_classes).train(training)
     x = torch.randn(2, 3, 32, 32)
     for compile_ in (torch.jit.script, torch.fx.symbolic_trace):
