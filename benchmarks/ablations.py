@@ -22,7 +22,7 @@ import os
 from itertools import product
 from pathlib import Path
 
-from arms import ask, carry_out, contributions_of, machine, seconds_of
+from arms import ask, carry_out, contributions_of, in_points, machine, seconds_of
 
 from setwise import run
 from setwise.metrics import holm, paired_interval
@@ -69,7 +69,7 @@ def tables(arguments: argparse.Namespace) -> list[str]:
         (related, target), (control, _) = (contributions_of(f"{setting} {who}", arguments) for who in WHO)
         found = paired_interval(related, control, target)
         cells = [*(f"{100 * values.sum(1).mean():.1f}" for values in (related, control))]
-        cells.append(f"{100 * found.estimate:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]")
+        cells.append(in_points(found))
         rows[setting], p_values[setting] = cells, found.p
     for setting, p in holm(p_values).items():
         seconds = f"{seconds_of(f'{setting} related', arguments):.0f}"

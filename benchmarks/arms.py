@@ -16,10 +16,11 @@ import torch
 from measuring import processor
 
 from setwise.launch import end_with_parent
-from setwise.metrics import contributions
+from setwise.metrics import Interval, contributions
+from setwise.report.wording import interval, points
 from setwise.run_folder import RunFolder, commit
 
-__all__ = ["ask", "carry_out", "contributions_of", "correct_of", "machine", "seconds_of"]
+__all__ = ["ask", "carry_out", "contributions_of", "correct_of", "in_points", "machine", "mean_of", "seconds_of"]
 
 
 def ask(about: str | None, argv: list[str] | None, *, data: Path, epochs: int) -> argparse.Namespace:
@@ -46,10 +47,20 @@ def ask(about: str | None, argv: list[str] | None, *, data: Path, epochs: int) -
     return arguments
 
 
-def seconds_of(arm: str, arguments: argparse.Namespace) -> float:
-    """Mean seconds of an arm's runs, each in ``out/arm/seed-N``."""
+def mean_of(arm: str, arguments: argparse.Namespace, value: Callable[[dict[str, Any]], float]) -> float:
+    """Mean of what ``value`` reads in the lines of results of an arm's runs, each in ``out/arm/seed-N``."""
     files = [RunFolder(arguments.out / arm / f"seed-{seed}").results for seed in range(arguments.seeds)]
-    return sum(json.loads(file.read_text().splitlines()[-1])["seconds"] for file in files) / len(files)
+    return sum(value(json.loads(file.read_text().splitlines()[-1])) for file in files) / len(files)
+
+
+def seconds_of(arm: str, arguments: argparse.Namespace) -> float:
+    """Mean seconds of an arm's runs."""
+    return mean_of(arm, arguments, lambda line: line["seconds"])
+
+
+def in_points(found: Interval) -> str:
+    """A difference with its interval, in percentage points."""
+    return f"{points(found.estimate)} {interval(found)}"
 
 
 def contributions_of(arm: str, arguments: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:

@@ -17,12 +17,11 @@ benchmark goes on.
 """
 
 import argparse
-import json
 import os
 from itertools import product
 from pathlib import Path
 
-from arms import ask, carry_out, contributions_of, machine, seconds_of
+from arms import ask, carry_out, contributions_of, in_points, machine, mean_of, seconds_of
 
 from setwise import run
 from setwise.metrics import paired_interval
@@ -86,16 +85,11 @@ def tables(arguments: argparse.Namespace) -> list[str]:
     for arm in ARMS:
         values, _ = contributions_of(arm, arguments)
         found = paired_interval(values, first, target)
-        said = f"{100 * found.estimate:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]" if arm != FIRST else ""
-        cells = [arm, f"{100 * raw_of(arm, arguments):.1f}", f"{100 * values.sum(1).mean():.1f}", said]
+        said = in_points(found) if arm != FIRST else ""
+        raw = mean_of(arm, arguments, lambda line: line["metrics"][RAW])
+        cells = [arm, f"{100 * raw:.1f}", f"{100 * values.sum(1).mean():.1f}", said]
         lines.append(f"| {' | '.join([*cells, f'{seconds_of(arm, arguments):.0f}', LITERATURE.get(arm, '')])} |")
     return lines
-
-
-def raw_of(arm: str, arguments: argparse.Namespace) -> float:
-    """Mean over seeds."""
-    files = [RunFolder(arguments.out / arm / f"seed-{seed}").results for seed in range(arguments.seeds)]
-    return sum(json.loads(file.read_text().splitlines()[-1])["metrics"][RAW] for file in files) / len(files)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from arms import carry_out, machine
+from arms import carry_out, in_points, machine
 
 from setwise import run
 from setwise.build import build_episode_data
@@ -182,7 +182,7 @@ def tables(data_set: str, arguments: argparse.Namespace) -> list[str]:
         cells = []
         for test in TESTS:
             found = seed_interval(*(accuracies(data_set, arm, test, arguments) for arm in (a, b)))
-            cells.append(f"{100 * found.estimate:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]")
+            cells.append(in_points(found))
         lines.append(f"| ({a}) - ({b}) | {' | '.join(cells)} |")
     return [*lines, "", *shares(data_set, arguments), ""]
 

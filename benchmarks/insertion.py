@@ -41,6 +41,7 @@ from measuring import (
     RETURN,
     Step,
     clock_of,
+    kept_by,
     matmul_rate,
     middle,
     peak_resident,
@@ -48,7 +49,6 @@ from measuring import (
     refuse_old,
     take_turns,
 )
-from torch import Tensor
 
 from setwise.nn.attention import SetAttention
 
@@ -76,19 +76,7 @@ def peak_memory(make: Callable[[], Step], device: torch.device) -> float:
 def saved_memory(shape: tuple[int, int, int]) -> float:
     """MiB that our attention keeps for the backward pass without dropout, weights and input not counted."""
     attention, x = SetAttention(shape[-1], HEADS), torch.randn(shape, requires_grad=True)
-    known = {t.untyped_storage().data_ptr() for t in (*attention.parameters(), x)}
-    kept: dict[int, int] = {}
-
-    def note(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor.detach()  # an output that its own step keeps would hold the graph for ever
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        out = attention(x)  # held, or its storage could be given to another tensor
-    del out
-    return sum(kept.values()) / 2**20
+    return kept_by(lambda: attention(x), (*attention.parameters(), x))
 
 
 def operations(part: str, shape: tuple[int, int, int]) -> int:

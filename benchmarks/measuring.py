@@ -5,11 +5,12 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from statistics import median, quantiles
 
 import torch
+from torch import Tensor
 
 from setwise.machine import RETURN, peak_resident, processor, resident
 
@@ -19,6 +20,7 @@ __all__ = [
     "Step",
     "clock_of",
     "fresh",
+    "kept_by",
     "matmul_rate",
     "middle",
     "milliseconds",
@@ -95,6 +97,23 @@ def matmul_rate(device: torch.device) -> float:
     out = torch.empty_like(a)
     taken = take_turns({"product": lambda: torch.mm(a, b, out=out)}, 10, clock=clock_of(device))["product"]
     return 2 * side**3 / (median(taken) / 1000)
+
+
+def kept_by(forward: Callable[[], Tensor], given: Iterable[Tensor]) -> float:
+    """MiB that autograd keeps of a forward pass for the backward pass, beside the storage of ``given``."""
+    known = {tensor.untyped_storage().data_ptr() for tensor in given}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor.detach()  # an output that its own step keeps would hold the graph for ever
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        out = forward()  # held, or its storage could be given to another tensor
+    del out
+    return sum(kept.values()) / 2**20
 
 
 def middle(values: list[float], digits: int) -> str:

@@ -34,7 +34,18 @@ from statistics import median
 import timm
 import torch
 import torch.nn.functional as F
-from measuring import Step, clock_of, fresh, matmul_rate, middle, peak_resident, processor, refuse_old, take_turns
+from measuring import (
+    Step,
+    clock_of,
+    fresh,
+    kept_by,
+    matmul_rate,
+    middle,
+    peak_resident,
+    processor,
+    refuse_old,
+    take_turns,
+)
 from patchconvnet_twin import TokenNetwork, TokenPool
 from torch import Tensor, nn
 
@@ -153,19 +164,7 @@ def kept_of(cell: str, variant: str, *, batch: int, depth: int) -> float:
     """MiB an image that the forward pass of a training step keeps for the backward pass, beside weights and input."""
     model = make(cell, variant, depth, alike=False).train()
     x = make_input(cell, variant, batch=batch, training=True)
-    given = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), x)}
-    kept: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in given:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor.detach()  # an output that its own step keeps would hold the graph for ever
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        out = scores_of(model, cell, x)
-    del out
-    return sum(kept.values()) / batch / 2**20
+    return kept_by(lambda: scores_of(model, cell, x), (*model.parameters(), x)) / batch
 
 
 def rows_of(cell: str, arguments: argparse.Namespace) -> list[str]:

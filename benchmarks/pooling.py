@@ -19,7 +19,7 @@ import os
 from itertools import product
 from pathlib import Path
 
-from arms import ask, carry_out, contributions_of, machine, seconds_of
+from arms import ask, carry_out, contributions_of, in_points, machine, seconds_of
 
 from setwise import run
 from setwise.metrics import paired_interval
@@ -70,7 +70,7 @@ def tables(arguments: argparse.Namespace) -> list[str]:
     for arm, (values, target) in parts.items():
         other = ARMS[arm][0]
         found = paired_interval(values, parts[other][0], target)
-        said = f"{100 * found.estimate:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]" if arm != other else ""
+        said = in_points(found) if arm != other else ""
         lines.append(f"| {arm} | {100 * values.sum(1).mean():.1f} | {said} | {seconds_of(arm, arguments):.0f} |")
     return lines
 

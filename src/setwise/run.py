@@ -114,7 +114,7 @@ def _fit(
             _load_best(task, folder, say)
         task.to(trainer.strategy.root_device)  # from which Lightning has taken it
         scores = work.evaluate()
-        for note in (found := _notes_of(trainer)):
+        for note in (found := _notes_of(trainer) + work.remarks(scores)):
             say(note)
         line: dict[str, Any] = {}
         if first:

@@ -56,6 +56,9 @@ class Work(Protocol):
     def evaluate(self) -> Any:
         """Score validation and test; on all processes."""
 
+    def remarks(self, found: Any) -> tuple[str, ...]:
+        """What of it a person should know beside the metrics."""
+
     def write(self, folder: RunFolder, found: Any, *, seconds: float) -> dict[str, Any]:
         """Write what ``evaluate`` found into the folder, the line of results last; on the first process."""
 
@@ -73,6 +76,9 @@ class _Classifying:
             found = scores_of(self.task, self.loaders["val"])
             self.task.head.choose(found["scores"], found["target"])
         return {part: scores_of(self.task, self.loaders[part]) for part in ("val", "test")}
+
+    def remarks(self, found: dict[str, dict[str, Tensor]]) -> tuple[str, ...]:
+        return self.task.remarks(found["test"])
 
     def write(self, folder: RunFolder, found: dict[str, dict[str, Tensor]], *, seconds: float) -> dict[str, Any]:
         return write_results(
@@ -92,6 +98,9 @@ class _Episodic:
 
     def evaluate(self) -> tuple[list[EpisodeScore], dict[str, list[EpisodeScore]]]:
         return episode_scores(self.task, self.loaders["val"]), score_sets(self.task, self.tests)
+
+    def remarks(self, found: tuple[list[EpisodeScore], dict[str, list[EpisodeScore]]]) -> tuple[str, ...]:
+        return ()
 
     def write(
         self, folder: RunFolder, found: tuple[list[EpisodeScore], dict[str, list[EpisodeScore]]], *, seconds: float

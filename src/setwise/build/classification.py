@@ -30,7 +30,7 @@ __all__ = ["build_data", "build_loader", "build_task"]
 
 PARTS = ("train", "val", "test")
 WITHOUT_RELATION = ("routed", "tau")
-"""Heads whose scores depend on no training of features: the relation did its work in the stage before."""
+"""Heads on features that do not change any more: the relation did its work in the stage before."""
 OF_BATCHES = ("batch_size", "micro_batch", "mixup", "cutmix", "sampler", "meta_pool", "meta_rate")
 SERVED_BY_THE_LOADER = ("name", "augment", "views", "num_workers", "on_error", *OF_BATCHES)
 
@@ -122,27 +122,12 @@ def build_task(
     dim = feature_dim(backbone, **size)
     num_experts = getattr(backbone, "num_experts", 1)
     check_experts(recipe, num_experts)
-    with drawn_from(recipe.seed, "head"):
-        options: dict[str, Any] = {"scale": recipe.head.scale, "top_k": recipe.head.top_k, "num_experts": num_experts}
-        head = create_head(recipe.head.name, dim, len(class_names), **options)
-    routed = isinstance(head, RoutedExperts)
-    if isinstance(head, LearnableScale | RoutedExperts | TauNormalized) and recipe.backbone.weights:
-        head.start_from(recipe.backbone.weights)
-    if recipe.head.from_weights and recipe.backbone.weights:  # a run that is over has its own
-        load_classifier(head, recipe.backbone.weights)
-        say(f"{recipe.backbone.weights} -> head: its classifier")
     groups = by_rank if recipe.groups.by == "rank" else by_count
-    kind: Callable[..., Classification] = Routing if routed else Classification
-    if recipe.data.sampler == "meta":
-        kind = partial(MetaSampled, pool=recipe.data.meta_pool, rate=recipe.data.meta_rate)
-    if recipe.criterion.name == "glmc":
-        kind = partial(Mixtures, dim=dim, epochs=recipe.trainer.epochs)
-    if teacher is not None:
-        kind = partial(Distilled, teacher=teacher, temperature=recipe.criterion.teacher_temperature)
+    kind = _kind(recipe, dim, teacher)
     with drawn_from(recipe.seed, "task"):  # what a task has beside these parts
         return kind(
             backbone,
-            head,
+            _head(recipe, dim, num_experts, len(class_names), say),
             _criterion(recipe, counts, class_names),
             None if recipe.head.name in WITHOUT_RELATION else _relation(recipe, dim, num_experts),
             contrast=_contrast(recipe, backbone, dim),
@@ -159,6 +144,30 @@ def build_task(
             micro_batch=recipe.data.micro_batch,
             seed=recipe.seed,
         )
+
+
+def _kind(recipe: Recipe, dim: int, teacher: nn.Module | None) -> Callable[..., Classification]:
+    """The task, with what it takes beside the parts of every classifier."""
+    if teacher is not None:
+        return partial(Distilled, teacher=teacher, temperature=recipe.criterion.teacher_temperature)
+    if recipe.criterion.name == "glmc":
+        return partial(Mixtures, dim=dim, epochs=recipe.trainer.epochs)
+    if recipe.data.sampler == "meta":
+        return partial(MetaSampled, pool=recipe.data.meta_pool, rate=recipe.data.meta_rate)
+    return Routing if recipe.head.name == "routed" else Classification
+
+
+def _head(recipe: Recipe, dim: int, num_experts: int, num_classes: int, say: Say) -> nn.Module:
+    part, weights = recipe.head, recipe.backbone.weights
+    with drawn_from(recipe.seed, "head"):
+        options: dict[str, Any] = {"scale": part.scale, "top_k": part.top_k, "num_experts": num_experts}
+        head = create_head(part.name, dim, num_classes, **options)
+    if isinstance(head, LearnableScale | RoutedExperts | TauNormalized) and weights:
+        head.start_from(weights)
+    if part.from_weights and weights:  # a run that is over has its own
+        load_classifier(head, weights)
+        say(f"{weights} -> head: its classifier")
+    return head
 
 
 def _loss_weights(recipe: Recipe) -> dict[str, float]:

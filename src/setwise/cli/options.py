@@ -14,7 +14,7 @@ import yaml
 from setwise.errors import InvalidInput, MissingFile, choose
 from setwise.recipes import RECIPES, Recipe, yaml_file
 
-__all__ = ["NAMELESS", "find_recipe", "parse", "parse_with_recipe", "take_name"]
+__all__ = ["NAMELESS", "find_recipe", "named_value", "parse", "parse_with_recipe", "take_name"]
 
 T = TypeVar("T")
 
@@ -118,6 +118,24 @@ def parse_with_recipe(verb: str, name: str, own: type[T], recipe: Recipe, args: 
     values = {field: getattr(parsed, field) for field in (*GROUPS, *SINGLE)}
     options = {f"{group}.options": getattr(recipe, group).options | given[group] for group in OPEN}
     return parsed.own, dataclasses.replace(recipe, **values).override(options)
+
+
+def named_value(text: str) -> tuple[str, Any]:
+    """``NAME=VALUE`` of an argument of a model; the value is read as in YAML.
+
+    Raises:
+        InvalidInput: if it is not of that form, or the value cannot be read.
+
+    >>> named_value("norm-layer=batchnorm2d"), named_value("depth=12")
+    (('norm_layer', 'batchnorm2d'), ('depth', 12))
+    """
+    name, given, value = text.partition("=")
+    if not given or not name or not value:
+        raise InvalidInput(f"--options takes NAME=VALUE, such as depth=12, but it was given {text!r}.")
+    try:
+        return name.replace("-", "_"), yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise InvalidInput(f"--options: the value of {text!r} cannot be read.") from error
 
 
 def _take_open_options(args: Sequence[str]) -> tuple[list[str], dict[str, dict[str, Any]]]:

@@ -3,15 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
-import yaml
 from rich.console import Console
 from rich.table import Table
 
 from setwise.cli.bar import Bar
-from setwise.cli.options import parse
+from setwise.cli.options import named_value, parse
 from setwise.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -42,7 +41,7 @@ class _Profile:
     """Side of the images in pixels; None: what each model was made for."""
     train: bool = False
     """Measure a training step (forward and backward pass, no optimizer) instead of the forward pass."""
-    options: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE...")] = ()
+    options: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE...")] = ()
     """Arguments of the models, as timm names them: depth=12 num_heads=4 norm_layer=batchnorm2d"""
     device: Literal["cuda", "cpu"] | None = None
     """None: a GPU where there is one."""
@@ -62,7 +61,7 @@ def profile_(args: Sequence[str]) -> None:
     if options.out is not None and (options.out.suffix not in SUFFIXES or options.out.exists()):
         rule = "exists already and is not overwritten" if options.out.exists() else "must end in .csv or .json"
         raise InvalidInput(f"--out {options.out} {rule}; name another file.")
-    arguments = dict(map(_option, options.options))
+    arguments = dict(map(named_value, options.options))
     from setwise.profiling import Setting, profile, write_costs
 
     setting = Setting.make(
@@ -81,16 +80,6 @@ def profile_(args: Sequence[str]) -> None:
     if options.out is not None:
         write_costs(costs, options.out)
         print(f"table  {options.out}")
-
-
-def _option(text: str) -> tuple[str, Any]:
-    name, given, value = text.partition("=")
-    if not given or not name or not value:
-        raise InvalidInput(f"--options takes KEY=VALUE, such as depth=12, but it was given {text!r}.")
-    try:
-        return name.replace("-", "_"), yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise InvalidInput(f"--options: the value of {text!r} cannot be read.") from error
 
 
 def _table(costs: "Sequence[Cost]") -> Table:

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
-import yaml
 
-from setwise.cli.options import find_recipe, parse
+from setwise.cli.options import find_recipe, named_value, parse
 from setwise.errors import InvalidInput, MissingFile, RunError
 from setwise.recipes import RECIPES, Recipe
 from setwise.run_folder import RunFolder, fresh_folder
@@ -188,18 +187,8 @@ def _subject(options: _Show) -> "Subject":
     return of_checkpoint(
         options.model,
         options.weights,
-        options=dict(map(_option, options.options)),
+        options=dict(map(named_value, options.options)),
         classes=options.classes,
         image_size=options.image_size,
         pool_heads=options.pool_heads,
     )
-
-
-def _option(text: str) -> tuple[str, Any]:
-    name, given, value = text.partition("=")
-    if not given or not name or not value:
-        raise InvalidInput(f"--options takes NAME=VALUE, but it was given {text!r}.")
-    try:
-        return name.replace("-", "_"), yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise InvalidInput(f"--options: the value of {text!r} cannot be read.") from error

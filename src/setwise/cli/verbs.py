@@ -125,7 +125,7 @@ def train_(args: Sequence[str]) -> None:
     options, recipe = parse_with_recipe("train", name, _Train, find_recipe(name), rest)
     recipe = recipe.as_variant(options.variant)
     folder = _train_folder(name, recipe, options)
-    from setwise.report import experts_asked, run_table, selection_warning, write_run_report
+    from setwise.report import run_table, selection_warning, write_run_report
     from setwise.run import fit
 
     with _no_empty_folder(folder):
@@ -133,8 +133,8 @@ def train_(args: Sequence[str]) -> None:
     if not is_first():
         return
     Console().print(run_table(line["metrics"], read_classes(folder)))
-    for sentence in filter(None, (experts_asked(line["metrics"], recipe), selection_warning(recipe))):
-        print(sentence)
+    if warning := selection_warning(recipe):
+        print(warning)
     if (before := RunFolder(folder).before).is_dir():
         print(f"before  {before}")
     print(f"run     {folder}\nreport  {write_run_report(folder)}")

@@ -64,8 +64,7 @@ def load(
 ) -> Splits:
     """Read lists of images; where one is not given, parts are held out as :func:`setwise.data.parts.arrange` says.
 
-    Labels are whole numbers from 0; the largest in the training list tells the number of classes. Pixels are normalised
-    with ImageNet's mean and deviation, or those of another set.
+    Labels are whole numbers from 0; the largest in the training list tells the number of classes.
 
     Args:
         root: folder that the paths in the lists are relative to; no path may lead out of it.
@@ -90,14 +89,10 @@ def load(
     folder = existing_root(root, data_set="image-list")
     if train_list is None:
         raise InvalidInput('image-list needs `train_list`, a file of "path label" lines: --data.train-list FILE.')
-    files = {"train": train_list, "val": val_list, "test": test_list}
+    given = {"train": train_list, "val": val_list, "test": test_list}
+    files = {part: find_list(file, folder) for part, file in given.items() if file is not None}
     mean, std = choose(normalise, STATISTICS, "set of statistics (normalise)")
-    listings, num_classes, notes = read_lists(
-        {part: find_list(file, folder) for part, file in files.items() if file is not None},
-        root=folder,
-        multi_label=multi_label,
-        on_error=on_error,
-    )
+    listings, num_classes, notes = read_lists(files, root=folder, multi_label=multi_label, on_error=on_error)
     parts = arrange(
         listings["train"], val=listings.get("val"), test=listings.get("test"), val_fraction=val_fraction, seed=seed
     )

@@ -120,10 +120,12 @@ def _take_linear(does: str, path: str | Path, own: dict[str, nn.Parameter]) -> N
     beside = state.keys() & {"head.scales", "head.tau"}  # of heads that are linear no more
     for name, shape in wanted.items():
         given = state.get(f"head.{name}")
-        if given is None or given.shape != shape or beside:
+        found = None
+        if given is None or given.shape != shape:
             found = "there is none" if given is None else f"it is {list(given.shape)}"
-            if given is not None and given.shape == shape:
-                found = f"there is {min(beside)} beside it"
+        elif beside:
+            found = f"there is {min(beside)} beside it"
+        if found is not None:
             raise InvalidInput(
                 f"Head {does} the linear head of a first stage, whose `head.{name}` must be {list(shape)}, but {found} "
                 f"in {path}: give the weights of a run with --head.name linear on the same classes, or re-train a "

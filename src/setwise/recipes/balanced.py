@@ -6,9 +6,8 @@ where theirs came from a file of their own.
 """
 
 from dataclasses import replace
-from typing import Any
 
-from setwise.recipes.long_tailed import BALANCED_SOFTMAX, BATCHFORMER, SECOND_STAGE, SMOKE_TIMM, TAU
+from setwise.recipes.long_tailed import BALANCED_SOFTMAX, BATCHFORMER, SECOND_STAGE, SMOKE_BEFORE, SMOKE_TIMM, TAU
 from setwise.recipes.published import IMAGENET_LT, INATURALIST_2018, PLACES_LT
 from setwise.recipes.schema import Backbone, Before, Criterion, Optimizer, Recipe, Trainer
 
@@ -58,20 +57,16 @@ PLACES_152 = IMAGENET_50.override(
     }
 )
 
-FIRST = Before(recipe=IMAGENET_10.name, options={"criterion.name": "cross-entropy"})
-SMOKE_STAGES: dict[str, Any] = IMAGENET_10.smoke | {
-    "before.options": {"criterion.name": "cross-entropy", "data.batch_size": 8, "trainer.epochs": 1}
-}
 IMAGENET_CRT = IMAGENET_10.override(
     {
         **SECOND_STAGE,
         "name": "imagenet-lt-crt",
         "summary": "ImageNet-LT, ResNet-10, in two stages: cross-entropy, then a fresh classifier, drawn evenly (cRT)",
-        "before": FIRST,
+        "before": Before(recipe=IMAGENET_10.name, options={"criterion.name": "cross-entropy"}),
         "criterion": Criterion(),
         "optimizer": Optimizer(lr=0.4, weight_decay=5e-4),
         "trainer": Trainer(epochs=10),
-        "smoke": SMOKE_STAGES,
+        "smoke": IMAGENET_10.smoke | SMOKE_BEFORE,
     }
 )
 IMAGENET_LWS = IMAGENET_CRT.override(
@@ -103,7 +98,7 @@ IMAGENET_META = IMAGENET_CRT.override(
         "optimizer": Optimizer(lr=0.125, weight_decay=5e-4),
         "trainer": Trainer(epochs=160, val_every=20),
         "paper": IMAGENET_10.paper,
-        "smoke": SMOKE_STAGES | {"before.options": {"data.batch_size": 8, "trainer.epochs": 1}, "data.batch_size": 64},
+        "smoke": IMAGENET_10.smoke | SMOKE_BEFORE | {"data.batch_size": 64},  # of which a step learns from eight
     }
 )
 

@@ -62,7 +62,7 @@ CIFAR100_MAX_NORM = CIFAR100.override(
 # GLMC with what its authors say of CIFAR-10-LT in their repository's issues 3 and 5, batches of 64 among it; ours are
 # the augmentation (that of their time: AutoAugment, Cutout), the weight of the consistency, of which they give 1 and 4,
 # and what tasks.Mixtures names. Their long tail is another draw than the field's (their issues 3 and 14).
-GLMC = CIFAR100.override(
+CIFAR100_GLMC = CIFAR100.override(
     {
         "name": "cifar100-lt-glmc",
         "summary": "CIFAR-100-LT (imbalance 100), ResNet-32, GLMC: mixup and CutMix drawn to each other, 200 epochs",
@@ -82,12 +82,12 @@ GLMC = CIFAR100.override(
         ),
     }
 )
-GLMC_MAX_NORM = CIFAR100_MAX_NORM.override(
+CIFAR100_GLMC_MAX_NORM = CIFAR100_MAX_NORM.override(
     {
         "name": "cifar100-lt-glmc-max-norm",
         "summary": "CIFAR-100-LT in two stages: GLMC, then a classifier with class weights and max-norm",
         "before": Before(recipe="cifar100-lt-glmc"),
-        "paper": f"{GLMC.paper}; {BALANCING}",
+        "paper": f"{CIFAR100_GLMC.paper}; {BALANCING}",
         "reported": (
             Reported(
                 metric="accuracy",
@@ -136,8 +136,8 @@ BASELINES = (
     CIFAR100_MIXUP,
     CIFAR100_WEIGHT_DECAY,
     CIFAR100_MAX_NORM,
-    GLMC,
-    GLMC_MAX_NORM,
+    CIFAR100_GLMC,
+    CIFAR100_GLMC_MAX_NORM,
     IMAGE_FOLDER_FROZEN,
     IMAGENET_LT_FROZEN,
 )

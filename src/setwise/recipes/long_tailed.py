@@ -18,6 +18,8 @@ __all__ = ["LONG_TAILED"]
 BATCHFORMER = "Hou, Yu, Tao: BatchFormer, CVPR 2022, https://arxiv.org/abs/2203.01522"
 BALANCED_SOFTMAX = "Ren et al.: Balanced Meta-Softmax, NeurIPS 2020, https://arxiv.org/abs/2007.10740"
 SMOKE = {"data.batch_size": 8, "trainer.max_steps": 2, "trainer.epochs": 1, "trainer.logger": ("csv",)}
+SMOKE_BEFORE = {"before.options": {"data.batch_size": 8, "trainer.epochs": 1}}
+"""Beside it, of a recipe in stages: those of the first."""
 SMOKE_CIFAR = SMOKE | {"backbone.options": {"width": 4, "depth": 1}}
 SMOKE_TIMM = SMOKE | {"backbone.name": "test_resnet", "data.image_size": 32}
 
@@ -173,7 +175,7 @@ SECOND_STAGE = {
     "trainer.val_every": 15,
     "paper": f"{BATCHFORMER}; Kang et al.: Decoupling, ICLR 2020, https://arxiv.org/abs/1910.09217",
     "reported": (),
-    "smoke": SMOKE_CIFAR | {"before.options": {"data.batch_size": 8, "trainer.epochs": 1}},
+    "smoke": SMOKE_CIFAR | SMOKE_BEFORE,
 }
 CIFAR100_CRT = CIFAR100.override(
     {

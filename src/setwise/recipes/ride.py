@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from setwise.recipes.long_tailed import BATCHFORMER, CIFAR100, SHORT, SMOKE
+from setwise.recipes.long_tailed import BATCHFORMER, CIFAR100, SHORT, SMOKE, SMOKE_BEFORE
 from setwise.recipes.published import IMAGENET_LT, INATURALIST_2018, of_groups
 from setwise.recipes.schema import (
     Backbone,
@@ -68,7 +68,6 @@ ROUTED = {
     "trainer.val_every": 1,
     "reported": (),
 }
-SMOKE_BEFORE = {"before.options": {"data.batch_size": 8, "trainer.epochs": 1}}
 
 CIFAR100_RIDE_DISTILLED = CIFAR100_RIDE.override(
     {
@@ -106,9 +105,8 @@ SMOKE_224 = SMOKE | {"data.image_size": 32, "backbone.options": {"channels": [16
 # RIDE's ImageNet-LT and iNaturalist runs, by BatchFormer's files: a tenth of the rate from epochs 60 and 80 on, class
 # weights from 80 on. The numbers of the paper were made with the features replaced, an official_ option; the -shared
 # recipes are the paper's method, of which no number was published. Ours: iNaturalist's validation part is held out of
-# train, as it has no third. ResNet-50 on ImageNet-LT has the batch of their file, 256;
-# their README's command says 400. Their relation sees a replica's share of the batch (512 / 4 images, 256 / 8,
-# 128 / 8), ours the batch of a process.
+# train, as it has no third. ResNet-50 on ImageNet-LT has the batch of their file, 256; their README's command says 400.
+# Their relation sees a replica's share of the batch (512 / 4 images, 256 / 8, 128 / 8), ours the batch of a process.
 IMAGENET_LT_RIDE_10 = Recipe(
     name="imagenet-lt-ride-resnet10",
     summary="ImageNet-LT, RIDE: three experts, ResNet-10, features replaced as in the official code",
@@ -191,12 +189,12 @@ AT_224 = tuple(
 )
 
 
-def _distilled(recipe: Recipe) -> Recipe:
+def _distilled(recipe: Recipe, what: str) -> Recipe:
     """Three experts of the same kind that learn from six as well."""
     return recipe.override(
         {
             "name": f"{recipe.name}-distilled",
-            "summary": f"{_what(recipe)} in two stages: RIDE with six experts, then three that learn from them too",
+            "summary": f"{what}, in two stages: RIDE with six experts, then three that learn from them too",
             "before": Before(recipe=recipe.name, use="teacher", options=SIX),
             "relation.official_replace": False,
             "reported": (),
@@ -205,13 +203,13 @@ def _distilled(recipe: Recipe) -> Recipe:
     )
 
 
-def _routed(recipe: Recipe, top_k: int) -> Recipe:
+def _routed(recipe: Recipe, what: str, top_k: int) -> Recipe:
     """Its experts as they are, and a network that decides how many to ask."""
     return recipe.override(
         {
             **ROUTED,
             "name": f"{recipe.name}-routed",
-            "summary": f"{_what(recipe)} in two stages: RIDE, then a network that decides how many experts to ask",
+            "summary": f"{what}, in two stages: RIDE, then a network that decides how many experts to ask",
             "before": Before(recipe=recipe.name),
             "relation.official_replace": False,
             "head.top_k": top_k,
@@ -220,27 +218,17 @@ def _routed(recipe: Recipe, top_k: int) -> Recipe:
     )
 
 
-def _what(recipe: Recipe) -> str:
-    """Data set and network.
-
-    >>> _what(IMAGENET_LT_RIDE_10)
-    'ImageNet-LT, ResNet-10,'
-    """
-    data, _, rest = recipe.summary.partition(", RIDE: three experts, ")
-    return f"{data}, {rest.split(', ')[0]},"
-
-
 # Nothing was published of these with BatchFormer, so both stages have the paper's method, one classifier for both
 # streams (the relation is the same in both).
 STAGED_AT_224 = tuple(
     staged
-    for recipe, top_k in (
-        (IMAGENET_LT_RIDE_10, 30),
-        (IMAGENET_LT_RIDE_50, 50),
-        (IMAGENET_LT_RIDE_X50, 50),
-        (INATURALIST_RIDE_50, 50),
+    for recipe, what, top_k in (
+        (IMAGENET_LT_RIDE_10, "ImageNet-LT, ResNet-10", 30),
+        (IMAGENET_LT_RIDE_50, "ImageNet-LT, ResNet-50", 50),
+        (IMAGENET_LT_RIDE_X50, "ImageNet-LT, ResNeXt-50", 50),
+        (INATURALIST_RIDE_50, "iNaturalist 2018, ResNet-50", 50),
     )
-    for staged in (_distilled(recipe), _routed(recipe, top_k))
+    for staged in (_distilled(recipe, what), _routed(recipe, what, top_k))
 )
 
 RIDE = (CIFAR100_RIDE, CIFAR100_RIDE_DISTILLED, CIFAR100_RIDE_ROUTED, CIFAR100_RIDE_SHORT, *AT_224, *STAGED_AT_224)

@@ -7,12 +7,11 @@ from setwise.report.comparison_page import write_report
 from setwise.report.figures import comparison_figure
 from setwise.report.run_page import write_run_report
 from setwise.report.terminal import comparison_table, run_table
-from setwise.report.wording import experts_asked, selection_warning
+from setwise.report.wording import selection_warning
 
 __all__ = [
     "comparison_figure",
     "comparison_table",
-    "experts_asked",
     "run_table",
     "selection_warning",
     "write_report",

@@ -10,7 +10,6 @@ from setwise.report.records import confusion, run_notes
 from setwise.report.wording import (
     ADJUSTED,
     duration,
-    experts_asked,
     names_of,
     percent,
     selecting_part,
@@ -37,7 +36,7 @@ def write_run_report(root: Path) -> Path:
     over_episodes = line["metrics"].get(f"{primary}_interval")
     half = "" if over_episodes is None else f" ± {percent(over_episodes)}"
     value = f"{percent(line['metrics'].get(primary))}{half} % {names_of(line['metrics'])(primary)}."
-    value = " ".join(filter(None, (value, experts_asked(line["metrics"], recipe), selection_warning(recipe))))
+    value = f"{value} {selection_warning(recipe)}".rstrip()
     page = document(
         f"{recipe.name}, {line['variant']}, seed {line['seed']}",
         verdict_part("Run", f"{recipe.name}, {line['variant']}, seed {line['seed']}", "", value),

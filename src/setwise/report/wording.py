@@ -1,7 +1,7 @@
 """How numbers and names are written, the same in the terminal, the picture and the page."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from setwise.judge import Comparison
@@ -14,7 +14,6 @@ __all__ = [
     "Names",
     "direction",
     "duration",
-    "experts_asked",
     "interval",
     "names_of",
     "ordered",
@@ -27,8 +26,6 @@ __all__ = [
     "signed",
 ]
 
-EXPERTS = 3
-"""Of our multi-expert networks where nobody says."""
 ADJUSTED = "adjusted_"
 NOTHING = "–"
 ONE_SEED = "one seed"
@@ -106,14 +103,6 @@ def selection_warning(recipe: Recipe) -> str:
 def selected(recipe: Recipe) -> str:
     """What the selecting part selects, with its verb."""
     return "logit adjustment was" if recipe.trainer.select == "last" else "weights and logit adjustment were"
-
-
-def experts_asked(metrics: Mapping[str, float], recipe: Recipe) -> str:
-    """How many experts an image needed on average, of a network that decides about it; nothing of others."""
-    if "experts_used" not in metrics:
-        return ""
-    number = int(recipe.backbone.options.get("num_experts", EXPERTS))
-    return f"Experts asked: {number * metrics['experts_used']:.2f} of {number} on average."
 
 
 def selecting_part(recipe: Recipe) -> str:

@@ -125,6 +125,10 @@ class Classification(L.LightningModule):
         """Metrics of what else :meth:`per_image` gave for a whole part; none here."""
         return {}
 
+    def remarks(self, found: dict[str, Tensor]) -> tuple[str, ...]:
+        """Sentences about the same that no metric says; none here."""
+        return ()
+
     def plain(self) -> nn.Sequential:
         """What ships: backbone and head alone, sharing their weights with this task."""
         return nn.Sequential(OrderedDict(backbone=self.backbone, head=self.head))

@@ -42,3 +42,8 @@ class Routing(Classification):
     def further_metrics(self, found: dict[str, Tensor]) -> dict[str, float]:
         """``experts_used``: the mean number of experts that were asked, as a part of all of them."""
         return {"experts_used": float(found["used"].double().mean()) / len(self.head.experts.classifiers)}
+
+    def remarks(self, found: dict[str, Tensor]) -> tuple[str, ...]:
+        """The mean number itself."""
+        mean, number = float(found["used"].double().mean()), len(self.head.experts.classifiers)
+        return (f"Experts asked: {mean:.2f} of {number} on average.",)
