@@ -155,6 +155,16 @@ def test_the_schedule_multiplies_every_groups_own_rate():
         schedule.step()
 
 
+def test_the_official_rate_of_the_relation_is_a_tenth_and_stands_beside_no_other():
+    network = Network()
+    recipe = RECIPES["digits-lt"].override({"relation.official_lr": True})
+    optimizer, _ = optimizer_factory(recipe)(network, network.relation)
+    rates = {group["name"].split()[0]: group["initial_lr"] for group in optimizer.param_groups}
+    assert rates["relation"] == pytest.approx(0.1 * rates["network"])
+    with pytest.raises(InvalidInput, match=r"`relation\.official_lr`.*the latter is 0\.5: take one"):
+        optimizer_factory(recipe.override({"relation.lr_multiplier": 0.5}))
+
+
 def test_a_step_moves_the_relation_by_its_multiplier():
     torch.manual_seed(0)
     moves = []

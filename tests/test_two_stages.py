@@ -13,7 +13,7 @@ from setwise.cli import main
 from setwise.compare import make_plan
 from setwise.errors import InvalidInput, UnknownName
 from setwise.models import choose_exponent
-from setwise.recipes import RECIPES, yaml_file
+from setwise.recipes import RECIPES, schema, yaml_file
 from setwise.recipes.stages import stage_before, stages
 from setwise.report import write_run_report
 from setwise.run import evaluate, load_run
@@ -54,7 +54,9 @@ def test_a_second_stage_changes_nothing_of_the_backbone(first, tmp_path, head, r
 
 
 def test_normalised_weights_are_those_of_the_first_stage_at_what_validation_chose(first, tmp_path, capsys):
-    recipe = after(first, head__name="tau")
+    with pytest.raises(InvalidInput, match=r"trains nothing, so `optimizer\.lr` does nothing"):
+        make_work(after(first, head__name="tau", optimizer__lr=0.3), lambda text: None)
+    recipe = after(first, head__name="tau", optimizer=schema.Optimizer())
     line = run.fit(recipe, tmp_path / "second", progress=False)
     assert "Nothing is trained in this stage." in capsys.readouterr().out
     before, now = load_file(first.weights), load_file(RunFolder(tmp_path / "second").weights)

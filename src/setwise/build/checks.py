@@ -99,6 +99,12 @@ def _check_head(recipe: Recipe) -> None:
             "--head.name tau trains nothing and is chosen by the accuracy of one class an image, from the plain "
             "features: leave out data.multi_label, relation.relate_at_test and trainer.select."
         )
+    changed = [name for name, value in vars(recipe.optimizer).items() if value != getattr(schema.Optimizer(), name)]
+    if recipe.head.name == "tau" and changed:
+        raise InvalidInput(
+            f"--head.name tau trains nothing, so `optimizer.{changed[0]}` does nothing: leave it out, or give it to "
+            f"the first stage (--before.options.optimizer.{changed[0].replace('_', '-')})."
+        )
     if recipe.head.name != "routed" and recipe.head.top_k != schema.Head().top_k:
         raise InvalidInput(f"`head.top_k` ({recipe.head.top_k}) is the routed head's: add --head.name routed.")
     if not is_taught(recipe) and recipe.criterion.teacher_temperature != schema.Criterion().teacher_temperature:

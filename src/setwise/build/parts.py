@@ -22,6 +22,8 @@ __all__ = ["Say", "drawn_from", "load_data", "make_backbone", "optimizer_factory
 
 NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm)
 """Modules that normalise, whatever of the backbone trains."""
+OFFICIAL_LR = 0.1
+"""Of the relation over the network's, in the authors' Balanced Softmax code."""
 
 Say = Callable[[str], None]
 Loaded = TypeVar("Loaded")
@@ -116,14 +118,20 @@ def optimizer_factory(recipe: Recipe) -> OptimizerFactory:
             "`optimizer.official_squared_lr` and `.official_early_step` are of cosine schedules, but "
             f"`optimizer.schedule` is {part.schedule}."
         )
+    relation = recipe.relation
+    if relation.official_lr and relation.lr_multiplier != 1:
+        raise InvalidInput(
+            f"`relation.official_lr` is a `relation.lr_multiplier` of {OFFICIAL_LR}, but the latter is "
+            f"{relation.lr_multiplier:g}: take one of them."
+        )
     return make_optimizer(
         part.name,
         lr=part.lr**2 if part.official_squared_lr else part.lr,
         momentum=part.momentum,
         nesterov=part.nesterov,
         weight_decay=part.weight_decay,
-        relation_lr_multiplier=recipe.relation.lr_multiplier,
-        relation_weight_decay=recipe.relation.weight_decay,
+        relation_lr_multiplier=OFFICIAL_LR if relation.official_lr else relation.lr_multiplier,
+        relation_weight_decay=relation.weight_decay,
         schedule=partial(
             lr_factor,
             schedule=part.schedule,

@@ -240,6 +240,11 @@ def grey_and_blur() -> list[Callable[[Tensor], Tensor]]:
     return [v2.RandomGrayscale(GREY_PROBABILITY), blur]
 
 
+def strong_operations(number: int) -> Callable[[Tensor], Tensor]:
+    """So many random operations of RandAugment's, at the largest of torchvision's 31 strengths."""
+    return v2.RandAugment(num_ops=number, magnitude=30)
+
+
 crop_flip = partial(random_crop, pad=CIFAR_PAD, mirror=True)
 
 TRANSFORMS: dict[str, Transform] = {
@@ -287,7 +292,7 @@ TRANSFORMS: dict[str, Transform] = {
     "jitter-randaugment": Transform(
         summary="random-resized-crop, then two random operations at their full strength: PaCo's queries",
         source="Cui et al., PaCo, ICCV 2021, arXiv:2107.12028: their code has timm's rand-n2-m10; torchvision's here",
-        per_image=lambda size: resized_crop(size, jitter(), v2.RandAugment(num_ops=2, magnitude=30)),
+        per_image=lambda size: resized_crop(size, jitter(), strong_operations(2)),
         chooses_crop=True,
     ),
     "simclr": Transform(
@@ -300,6 +305,18 @@ TRANSFORMS: dict[str, Transform] = {
         summary="the same of at least a fifth of the area, colours (hue by 0.1, too) jittered in 4 of 5 cases",
         source="Chen et al., SimCLR, ICML 2020, arXiv:2002.05709, in the form of PaCo's code for CIFAR",
         per_image=simclr_view_of_cifar,
+        chooses_crop=True,
+    ),
+    "simclr-randaugment": Transform(
+        summary="simclr, then two random operations at their full strength: PaCo's queries for ResNeXt-50",
+        source="Cui et al., PaCo, ICCV 2021, arXiv:2107.12028: their code has timm's rand-n2-m10; torchvision's here",
+        per_image=lambda size: v2.Compose([simclr_view(size), strong_operations(2)]),
+        chooses_crop=True,
+    ),
+    "simclr-randaugment3": Transform(
+        summary="simclr, then three random operations at their full strength: PaCo's queries for ResNeXt-101",
+        source="Cui et al., PaCo, ICCV 2021, arXiv:2107.12028: their code has timm's rand-n3-m10; torchvision's here",
+        per_image=lambda size: v2.Compose([simclr_view(size), strong_operations(3)]),
         chooses_crop=True,
     ),
 }

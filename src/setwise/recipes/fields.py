@@ -135,7 +135,9 @@ class Relation:
     attention_dropout: float | None = None
     """Dropout on the attention weights; None: as dropout. Above 0 the fused kernels are left."""
     lr_multiplier: float = 1.0
-    """Learning rate of the relation over the network's. The authors' Balanced Softmax code: 0.1."""
+    """Learning rate of the relation over the network's."""
+    official_lr: bool = False
+    """Official Balanced Softmax code: the relation learns at a tenth of the network's rate."""
     weight_decay: float | None = None
     """Weight decay of the relation; None: the optimizer's."""
     related_weight: float = 1.0

@@ -196,6 +196,7 @@ CIFAR100_LWS = CIFAR100_CRT.override(
 TAU = {
     "head.name": "tau",
     "data.sampler": "shuffle",
+    "optimizer": Optimizer(),
     "trainer.epochs": 1,
     "trainer.val_every": 1,
 }
@@ -236,7 +237,7 @@ IMAGE_FOLDER = Recipe(
 )
 
 # Balanced Softmax + BatchFormer as the authors' ImageNet-LT file sets it: lr 0.05, weight decay 5e-4, 90 epochs of 128;
-# their relation learns at a tenth of the rate (--relation.lr-multiplier 0.1).
+# their relation learns at a tenth of the rate (--relation.official-lr).
 IMAGE_LIST = Recipe(
     name="image-list",
     summary='images named by lists of "path label" lines: ImageNet-LT, Places-LT, iNaturalist 2018',

@@ -79,11 +79,12 @@ IMAGENET_PACO = Recipe(
     smoke=SMOKE_TIMM,
 )
 
-# Their queries' random operations are stacked, for the deepest network three of them; ours are ResNet-50's.
+# Their queries have the operations of both views one after the other, with three random ones for the deepest network.
 IMAGENET_PACO_X50 = IMAGENET_PACO.override(
     {
         "name": "imagenet-lt-paco-resnext50",
         "summary": "ImageNet-LT, PaCo, ResNeXt-50, 400 epochs",
+        "data.augment": "simclr-randaugment",
         "backbone.name": "resnext50_32x4d",
         "criterion.temperature": 0.07,
         "reported": (),
@@ -93,6 +94,7 @@ IMAGENET_PACO_X101 = IMAGENET_PACO.override(
     {
         "name": "imagenet-lt-paco-resnext101",
         "summary": "ImageNet-LT, PaCo, ResNeXt-101 (32x4d), 400 epochs",
+        "data.augment": "simclr-randaugment3",
         "backbone.name": "resnext101_32x4d",
         "optimizer.lr": 0.03,
         "reported": (),
