@@ -247,7 +247,7 @@ def test_every_part_with_a_state_has_it_in_the_checkpoint(tmp_path):
     assert int(checkpoint["averaging_state"]["n_averaged"]) == trainer.global_step
     stateful = [c for c in parts["callbacks"] if c.state_dict()]
     kinds = {type(c).__name__ for c in stateful}
-    assert kinds == {"NoNumber", "Averaged", "EarlyStop", "ModelCheckpoint", "Unreadable"}
+    assert kinds == {"NoNumber", "Averaged", "EarlyStop", "ModelCheckpoint", "Timer", "Unreadable"}
     assert checkpoint["callbacks"].keys() == {c.state_key for c in stateful}
     assert len(checkpoint["optimizer_states"][0]["state"]) == len(list(module.parameters()))
     assert all("momentum_buffer" in state for state in checkpoint["optimizer_states"][0]["state"].values())
@@ -288,9 +288,12 @@ def test_a_run_that_was_killed_after_training_is_only_evaluated(tmp_path, monkey
     recipe = TINY.override(override)
     fit(recipe, tmp_path / "unbroken")
     stopped_after_training(monkeypatch, recipe, tmp_path / "run")
-    epochs = read_checkpoint(RunFolder(tmp_path / "run").last)["epoch"]
+    checkpoint = read_checkpoint(last := RunFolder(tmp_path / "run").last)
+    epochs = checkpoint["epoch"]
     assert epochs < 29
-    fit(recipe, tmp_path / "run", resume=True)
+    checkpoint["callbacks"]["Timer"]["time_elapsed"]["train"] += 1000
+    torch.save(checkpoint, last)
+    assert 1000 < fit(recipe, tmp_path / "run", resume=True)["seconds"] < 1100  # those before the resumption, too
     assert read_checkpoint(RunFolder(tmp_path / "run").last)["epoch"] == epochs
     assert same_weights(tmp_path / "unbroken", tmp_path / "run")
 

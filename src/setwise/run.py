@@ -10,7 +10,7 @@ from typing import Any
 
 import lightning.pytorch as L
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, Timer
 from safetensors.torch import save
 from torch import nn
 
@@ -84,7 +84,7 @@ def _fit(
     if folder.complete:
         say(f"{folder.path} is complete already; nothing to do.")
         return read_lines(folder.results)[-1], folder
-    start = time.perf_counter()
+    earlier = 0.0  # seconds of the stage before
     _quiet()
     ready = recipe
     if (before := stage_before(recipe)) is not None:
@@ -93,13 +93,16 @@ def _fit(
             if first:
                 _write_head(folder, recipe, ())
         say(f"Before {recipe.name}: {before.name}, in {folder.before}.")
-        _, made = _fit(before, folder.before, resume=True, progress=progress, say=say, callbacks=callbacks)
+        line, made = _fit(before, folder.before, resume=True, progress=progress, say=say, callbacks=callbacks)
+        earlier = line["seconds"]
         starts = {"backbone.weights": str(made.weights)}
         ready = recipe.override(starts if recipe.before.use == "start" else {"criterion.teacher": str(made.path)})
+    start = time.monotonic()
     work = make_work(ready, say)
     task, loaders = work.task, work.loaders
+    timer = Timer()  # a checkpoint has its state, so it knows of the time before a crash
     unreadable = Unreadable({part: loader for part, loader in loaders.items() if isinstance(loader, Loader)})
-    trainer = make_trainer(recipe, folder, progress=progress, callbacks=(unreadable, *callbacks), say=say)
+    trainer = make_trainer(recipe, folder, progress=progress, callbacks=(unreadable, timer, *callbacks), say=say)
     if first:
         _write_head(folder, recipe, work.notes)
     meet_again(recipe.trainer.accelerator)
@@ -116,12 +119,19 @@ def _fit(
         scores = work.evaluate()
         for note in (found := _notes_of(trainer) + work.remarks(scores)):
             say(note)
-        line: dict[str, Any] = {}
+        line = {}
         if first:
             _write_environment(folder, work.notes + found)
             write_whole(folder.weights, save({n: tensor.contiguous() for n, tensor in task.cpu().state_dict().items()}))
-            line = work.write(folder, scores, seconds=time.perf_counter() - start)
+            seconds = earlier + _before_resuming(timer) + time.monotonic() - start
+            line = work.write(folder, scores, seconds=seconds)
     return trainer.strategy.broadcast(line), folder
+
+
+def _before_resuming(timer: Timer) -> float:
+    """Seconds of training that a checkpoint brought along."""
+    began, ended = timer.start_time(), timer.end_time()
+    return timer.time_elapsed() - (0 if began is None or ended is None else ended - began)
 
 
 def _notes_of(trainer: L.Trainer) -> tuple[str, ...]:
