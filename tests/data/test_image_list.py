@@ -4,9 +4,11 @@ import fakes
 import pytest
 import torch
 
+from setwise.build import build_data
 from setwise.data import DATASETS
 from setwise.data.image_list import parse_line
-from setwise.errors import DataError, InvalidInput, MissingFile, UnknownName
+from setwise.errors import DataError, InvalidInput, MissingFile
+from setwise.recipes import RECIPES
 
 load = DATASETS["image-list"].load
 
@@ -172,9 +174,21 @@ def test_paths_may_contain_spaces_and_numbers():
     assert parse_line("my photos 3/a 4.jpg 12\r\n", multi_label=True) == ("my photos 3/a 4.jpg", (12,))
 
 
-def test_pixels_are_normalised_by_the_statistics_of_the_set_that_is_named(tmp_path):
-    options = fakes.write("image-list", tmp_path)
-    one, other = (DATASETS["image-list"].load(seed=0, normalise=n, **options) for n in ("imagenet", "inaturalist2018"))
-    assert (one.mean, other.mean) == ((0.485, 0.456, 0.406), (0.466, 0.471, 0.380))
-    with pytest.raises(UnknownName, match="set of statistics"):
-        DATASETS["image-list"].load(seed=0, normalise="cub", **options)
+def test_pixels_are_normalised_as_the_recipe_names_or_as_pretrained_weights_expect(tmp_path):
+    options = {f"data.{name}": value for name, value in fakes.write("image-list", tmp_path).items()}
+    recipe = RECIPES["image-list"].override(options | {"backbone.name": "vit_small_patch16_224"})
+
+    def built(**changes):
+        return build_data(recipe.override({name.replace("__", "."): value for name, value in changes.items()}))
+
+    imagenet, expected_by_the_weights = (0.485, 0.456, 0.406), (0.5, 0.5, 0.5)
+    assert built().mean == built(backbone__pretrained=True, data__normalise="imagenet").mean == imagenet
+    assert built(data__normalise="inaturalist2018").mean == (0.466, 0.471, 0.380)
+    changed = built(backbone__pretrained=True)
+    assert changed.mean == changed.std == built(data__normalise="backbone").mean == expected_by_the_weights
+    assert changed.notes[-1].startswith("Pixels are normalised as for vit_small_patch16_224's weights: mean 0.5, 0.5")
+    assert built(backbone__pretrained=True, backbone__name="resnet18").notes == built().notes
+    with pytest.raises(InvalidInput, match="timm names no mean and deviation for cifar_resnet32"):
+        built(data__normalise="backbone", backbone__name="cifar_resnet32")
+    with pytest.raises(InvalidInput, match=r"`data\.normalise` imagenet is of colour images, but these are grey"):
+        build_data(RECIPES["digits-lt"].override({"data.normalise": "imagenet"}))

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from setwise.build.checks import check, check_experts
-from setwise.build.parts import Say, drawn_from, load_data, make_backbone, optimizer_factory
+from setwise.build.parts import Say, drawn_from, load_data, make_backbone, normalised, optimizer_factory
 from setwise.data import DATASETS, Loader, Splits, make_loader
 from setwise.data.few_shot import FEW_SHOT, classes_of_training
 from setwise.errors import InvalidInput, choose
@@ -32,7 +32,7 @@ PARTS = ("train", "val", "test")
 WITHOUT_RELATION = ("routed", "tau")
 """Heads on features that do not change any more: the relation did its work in the stage before."""
 OF_BATCHES = ("batch_size", "micro_batch", "mixup", "cutmix", "sampler", "meta_pool", "meta_rate")
-SERVED_BY_THE_LOADER = ("name", "augment", "views", "num_workers", "on_error", *OF_BATCHES)
+SERVED_BY_THE_LOADER = ("name", "augment", "views", "normalise", "num_workers", "on_error", *OF_BATCHES)
 
 
 def build_data(recipe: Recipe) -> Splits:
@@ -52,8 +52,8 @@ def build_data(recipe: Recipe) -> Splits:
         if recipe.select_on == "test":
             raise InvalidInput(f"`select_on` test is of sets with a test part of their own, and {name} is few-shot.")
         pools = load_data(recipe, name, FEW_SHOT[name].load, unused=SERVED_BY_THE_LOADER)
-        return classes_of_training(pools, seed=recipe.seed)
-    splits = load_data(recipe, name, DATASETS[name].load, unused=SERVED_BY_THE_LOADER)
+        return normalised(recipe, classes_of_training(pools, seed=recipe.seed))
+    splits = normalised(recipe, load_data(recipe, name, DATASETS[name].load, unused=SERVED_BY_THE_LOADER))
     if recipe.select_on == "val":
         return splits
     note = "The test part selects (select_on): nothing is held out of train, and validation is the test part."

@@ -8,7 +8,7 @@ from typing import Literal
 from torch import nn
 
 from setwise.build.checks import check_numbers, is_taught
-from setwise.build.parts import Say, drawn_from, load_data, make_backbone, optimizer_factory
+from setwise.build.parts import Say, drawn_from, load_data, make_backbone, normalised, optimizer_factory
 from setwise.data.few_shot import (
     FEW_SHOT,
     META_DATASET,
@@ -30,7 +30,7 @@ from setwise.tasks import FewShot
 __all__ = ["build_episode_data", "build_episode_loader", "build_few_shot", "training_sources"]
 
 PARTS = ("train", "val", "test")
-SERVED_BY_THE_LOADER = ("name", "augment", "num_workers")
+SERVED_BY_THE_LOADER = ("name", "augment", "normalise", "num_workers")
 AUGMENT: dict[str, Literal["none", "simclr"]] = {"none": "none", "simclr": "simclr"}
 
 
@@ -48,8 +48,10 @@ def build_episode_data(recipe: Recipe) -> dict[str, FewShotSplits]:
     data = recipe.data
     data_set = choose(data.name, FEW_SHOT, "few-shot data set")
     if data.name == META_DATASET.name and data.root is not None and find_sources(Path(data.root)):
-        return load_sources(data.root, image_size=data.image_size, cache=data.cache)
-    return {data.name: load_data(recipe, data_set.name, data_set.load, unused=SERVED_BY_THE_LOADER)}
+        sets = load_sources(data.root, image_size=data.image_size, cache=data.cache)
+    else:
+        sets = {data.name: load_data(recipe, data_set.name, data_set.load, unused=SERVED_BY_THE_LOADER)}
+    return {name: normalised(recipe, splits) for name, splits in sets.items()}
 
 
 def training_sources(recipe: Recipe, sets: Mapping[str, FewShotSplits]) -> dict[str, FewShotSplits]:

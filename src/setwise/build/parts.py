@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
@@ -11,14 +12,22 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from setwise import seeds
+from setwise.data import STATISTICS, Splits
+from setwise.data.few_shot import FewShotSplits
 from setwise.errors import InvalidInput
-from setwise.models import create_backbone, has_class_queries, load_weights, without_classifier
+from setwise.models import (
+    create_backbone,
+    has_class_queries,
+    load_weights,
+    pretrained_statistics,
+    without_classifier,
+)
 from setwise.nn import attention_pooling
 from setwise.optim import lr_factor, make_optimizer
 from setwise.recipes import Recipe, schema
 from setwise.tasks.classification import OptimizerFactory
 
-__all__ = ["Say", "drawn_from", "load_data", "make_backbone", "optimizer_factory"]
+__all__ = ["Say", "drawn_from", "load_data", "make_backbone", "normalised", "optimizer_factory"]
 
 NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm)
 """Modules that normalise, whatever of the backbone trains."""
@@ -27,6 +36,7 @@ OFFICIAL_LR = 0.1
 
 Say = Callable[[str], None]
 Loaded = TypeVar("Loaded")
+AnySplits = TypeVar("AnySplits", Splits, FewShotSplits)
 
 
 def load_data(recipe: Recipe, name: str, load: Callable[..., Loaded], *, unused: Collection[str]) -> Loaded:
@@ -55,6 +65,37 @@ def load_data(recipe: Recipe, name: str, load: Callable[..., Loaded], *, unused:
     if recipe.select_on == "test" and "val_fraction" in takes:
         options["val_fraction"] = 0.0
     return load(seed=recipe.seed, **options)
+
+
+def normalised(recipe: Recipe, splits: AnySplits) -> AnySplits:
+    """The splits with the mean and deviation that the recipe asks for (``data.normalise``).
+
+    Raises:
+        InvalidInput: if it names those of colour images and these are grey, or those of a backbone that has none.
+    """
+    asked, grey = recipe.data.normalise, len(splits.mean) == 1
+    if asked is None and (grey or not recipe.backbone.pretrained):
+        return splits
+    if asked is not None and grey:
+        raise InvalidInput(f"`data.normalise` {asked} is of colour images, but these are grey: leave it out.")
+    of_backbone = asked is None or asked == "backbone"
+    found = pretrained_statistics(recipe.backbone.name) if of_backbone else STATISTICS[str(asked)]
+    if found is None:
+        if asked is None:
+            return splits
+        raise InvalidInput(
+            f"`data.normalise` backbone: timm names no mean and deviation for {recipe.backbone.name}; leave it out."
+        )
+    mean, std = found
+    if (mean, std) == (splits.mean, splits.std):
+        return splits
+    whose = f"{recipe.backbone.name}'s weights" if of_backbone else asked
+    note = f"Pixels are normalised as for {whose}: mean {_in_words(mean)}, deviation {_in_words(std)}."
+    return replace(splits, mean=mean, std=std, notes=(*splits.notes, note))
+
+
+def _in_words(values: tuple[float, ...]) -> str:
+    return ", ".join(f"{value:.3g}" for value in values)
 
 
 def make_backbone(recipe: Recipe, *, num_classes: int = 0, in_chans: int, image_size: int, say: Say) -> nn.Module:

@@ -6,7 +6,7 @@ in ``tests/fakes.py`` that writes a tiny copy of it.
 
 from setwise.data.batch import Batch, BatchOfViews
 from setwise.data.cifar import CIFAR10_LT, CIFAR100_LT
-from setwise.data.dataset import DataSet, Split, Splits
+from setwise.data.dataset import STATISTICS, DataSet, Split, Splits
 from setwise.data.digits import DIGITS_LT
 from setwise.data.folders import IMAGE_EXTENSIONS
 from setwise.data.image_folder import IMAGE_FOLDER
@@ -17,6 +17,7 @@ from setwise.data.transforms import TRANSFORMS, Transform
 __all__ = [
     "DATASETS",
     "IMAGE_EXTENSIONS",
+    "STATISTICS",
     "TRANSFORMS",
     "Batch",
     "BatchOfViews",

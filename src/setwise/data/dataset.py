@@ -11,12 +11,18 @@ from setwise.data.images import Images
 from setwise.data.problems import shorten
 from setwise.errors import DataError
 
-__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "DataSet", "Split", "Splits", "count_classes"]
+__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "STATISTICS", "DataSet", "Split", "Splits", "count_classes"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 """Per channel, of pixels in 0..1, over ImageNet's training images: what pretrained networks expect."""
 
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    "imagenet": (IMAGENET_MEAN, IMAGENET_STD),
+    "inaturalist2018": ((0.466, 0.471, 0.380), (0.195, 0.194, 0.192)),
+}
+"""Set -> mean and deviation of each channel, of pixels in 0..1; iNaturalist's as Balanced Softmax's code has them."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

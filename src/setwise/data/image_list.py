@@ -13,15 +13,9 @@ from setwise.data.folders import existing_root
 from setwise.data.images import Cache
 from setwise.data.parts import Listing, arrange, load_parts
 from setwise.data.problems import MOST_LISTED, OnError, settle
-from setwise.errors import DataError, InvalidInput, MissingFile, choose
+from setwise.errors import DataError, InvalidInput, MissingFile
 
-__all__ = ["IMAGE_LIST", "STATISTICS", "ListedImage", "check_path", "parse_line", "read_list"]
-
-STATISTICS = {
-    "imagenet": (IMAGENET_MEAN, IMAGENET_STD),
-    "inaturalist2018": ((0.466, 0.471, 0.380), (0.195, 0.194, 0.192)),
-}
-"""Set -> mean and deviation of each channel, of pixels in 0..1; iNaturalist's as Balanced Softmax's code has them."""
+__all__ = ["IMAGE_LIST", "ListedImage", "check_path", "parse_line", "read_list"]
 
 
 @dataclass(frozen=True)
@@ -58,13 +52,13 @@ def load(
     multi_label: bool = False,
     val_fraction: float = 0.1,
     image_size: int | None = None,
-    normalise: str = "imagenet",
     cache: Cache = "auto",
     on_error: OnError = "raise",
 ) -> Splits:
     """Read lists of images; where one is not given, parts are held out as :func:`setwise.data.parts.arrange` says.
 
-    Labels are whole numbers from 0; the largest in the training list tells the number of classes.
+    Labels are whole numbers from 0; the largest in the training list tells the number of classes. Pixels are
+    normalised with ImageNet's mean and deviation.
 
     Args:
         root: folder that the paths in the lists are relative to; no path may lead out of it.
@@ -76,7 +70,6 @@ def load(
         multi_label: a line has one label or more, and the target is one row of zeros and ones per image.
         val_fraction: part of every class held out where there is no validation part.
         image_size: side of what the network sees; None: the images' own size, which must then be the same.
-        normalise: whose mean and deviation, a key of ``STATISTICS``.
         cache: decode once into memory, read from files every epoch, or decide by size.
         on_error: what an unreadable line, a missing or an unreadable image does.
 
@@ -91,7 +84,6 @@ def load(
         raise InvalidInput('image-list needs `train_list`, a file of "path label" lines: --data.train-list FILE.')
     given = {"train": train_list, "val": val_list, "test": test_list}
     files = {part: find_list(file, folder) for part, file in given.items() if file is not None}
-    mean, std = choose(normalise, STATISTICS, "set of statistics (normalise)")
     listings, num_classes, notes = read_lists(files, root=folder, multi_label=multi_label, on_error=on_error)
     parts = arrange(
         listings["train"], val=listings.get("val"), test=listings.get("test"), val_fraction=val_fraction, seed=seed
@@ -100,8 +92,8 @@ def load(
         replace(parts, notes=parts.notes + notes),
         root=folder,
         class_names=[str(label) for label in range(num_classes)],
-        mean=mean,
-        std=std,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
         image_size=image_size,
         cache=cache,
         on_error=on_error,

@@ -4,7 +4,7 @@ Importing this module registers with timm what it does not have: ``cifar_resnet3
 ``ride_resnext50_32x4d``, ``digits_cnn``, ``patchconvnet_*``.
 """
 
-from setwise.models.backbone import OURS, create_backbone, feature_dim, list_backbones
+from setwise.models.backbone import OURS, create_backbone, feature_dim, list_backbones, pretrained_statistics
 from setwise.models.checkpoint import create_trained
 from setwise.models.cifar_resnet import CifarResNet
 from setwise.models.class_maps import cam, grad_cam
@@ -48,6 +48,7 @@ __all__ = [
     "load_classifier",
     "load_weights",
     "map_channels",
+    "pretrained_statistics",
     "read_state",
     "rollout",
     "route",

@@ -9,7 +9,7 @@ from torch import nn
 from setwise.errors import InvalidInput, RunError, SetwiseError, UnknownName
 from setwise.models import cifar_resnet, digits_cnn, expert_resnet, multi_expert
 
-__all__ = ["OURS", "create_backbone", "feature_dim", "list_backbones"]
+__all__ = ["OURS", "create_backbone", "feature_dim", "list_backbones", "pretrained_statistics"]
 
 OURS = {
     "cifar_resnet32": cifar_resnet.cifar_resnet32,
@@ -85,6 +85,19 @@ def create_backbone(
                 "with --backbone.weights."
             ) from error
     raise AssertionError("the last size is empty, so its error was raised")
+
+
+def pretrained_statistics(name: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Mean and deviation of each channel, of pixels in 0..1, that the weights of a timm model expect; None: not known.
+
+    >>> pretrained_statistics("vit_small_patch16_224")
+    ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    """
+    try:
+        known = timm.models.get_pretrained_cfg(name)
+    except RuntimeError:  # of a tag that does not exist, which building the model explains
+        return None
+    return None if known is None else (tuple(known.mean), tuple(known.std))
 
 
 def feature_dim(backbone: nn.Module, *, in_chans: int, image_size: int) -> int:

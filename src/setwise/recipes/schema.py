@@ -1,7 +1,8 @@
 """What a recipe is: frozen, keyword-only dataclasses of plain data, one per part of a run.
 
-The fields (:mod:`setwise.recipes.fields`) are the options of the command line (``--group.field value``) and the keys of
-a run's ``recipe.yaml``. Nothing here imports more than the standard library: ``setwise list`` must not wait for torch.
+The fields (:mod:`setwise.recipes.fields` and ``training_fields``) are the options of the command line (``--group.field
+value``) and the keys of a run's ``recipe.yaml``. Nothing here imports more than the standard library: ``setwise list``
+must not wait for torch.
 """
 
 from dataclasses import dataclass, field, replace
@@ -17,10 +18,9 @@ from setwise.recipes.fields import (
     Episodes,
     Groups,
     Head,
-    Optimizer,
     Relation,
-    Trainer,
 )
+from setwise.recipes.training_fields import Optimizer, Trainer
 
 __all__ = [
     "Backbone",
