@@ -149,14 +149,6 @@ def test_tuning_gives_every_arm_the_same_grid_on_seeds_of_its_own(tmp_path):
     assert judge(tmp_path).verdict.word == "undecided"  # one seed
 
 
-def test_no_setting_undoes_what_makes_a_control(tmp_path):
-    plan = make_plan(TINY.override({"num_seeds": 1}), tune={"relation.attention_dropout": [0.1, 0.2]})
-    compare(plan, tmp_path, workers=1)
-    for path in (tmp_path / "tuning" / "control").rglob("recipe.yaml"):
-        assert "attention_dropout: 0.0" in path.read_text()
-        assert "attend: self" in path.read_text()
-
-
 def test_tuning_on_an_error_prefers_the_smaller_one(tmp_path):
     plan = make_plan(TINY.override({"num_seeds": 1, "primary": "ece"}), tune={"optimizer.lr": [0.1, 0.01]})
     compare(plan, tmp_path, workers=1)

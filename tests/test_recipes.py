@@ -96,7 +96,6 @@ class TestContract:
             other = recipe.as_variant(variant)
             assert other.variant == variant
             assert dataclasses.replace(other, relation=recipe.relation) == recipe
-        assert recipe.as_variant("control").relation.attention_dropout == 0
 
     def test_yaml_gives_the_recipe_back(self, name, tmp_path):
         recipe = RECIPES[name]

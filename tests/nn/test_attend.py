@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from setwise.errors import UnknownName
 from setwise.nn import BatchFormer
-from setwise.nn.attend import ATTEND, attend_mask, fix_query_and_key, make_uniform
+from setwise.nn.attend import ATTEND, attend_mask, make_control, make_uniform
 from setwise.nn.attention import record_attention
 
 B, K = 12, 3
@@ -104,9 +104,10 @@ def test_fixed_query_and_key_get_a_gradient_of_exactly_zero_and_the_rest_its_own
     gradients = []
     for fixed in (False, True):
         torch.manual_seed(0)
-        relation = BatchFormer(8, num_layers=2, dropout=0.0).to(dtype)
+        relation = BatchFormer(8, num_layers=2, dropout=0.0, attention_dropout=0.5 * fixed).to(dtype)
         if fixed:
-            fix_query_and_key(relation)
+            make_control(relation)
+            assert {layer.self_attn.dropout for layer in relation.layers} == {0}
         relation(torch.randn(B, 8).to(dtype), torch.eye(B, dtype=torch.bool))[B:].float().pow(3).mean().backward()
         gradients.append({name: p.grad for name, p in relation.named_parameters()})
     for name, gradient in gradients[1].items():

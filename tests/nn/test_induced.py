@@ -7,7 +7,7 @@ import torch
 
 from setwise.errors import InvalidInput
 from setwise.nn import BatchFormer, BatchFormerV2, record_attention
-from setwise.nn.attend import attend_mask, fix_query_and_key
+from setwise.nn.attend import attend_mask, make_control
 from setwise.nn.induced import InducedLayer
 
 B, N, C, M = 11, 3, 12, 4
@@ -98,10 +98,11 @@ def test_no_map_of_all_to_all_is_recorded_and_rows_sum_to_one():
 
 
 def test_the_control_learns_by_the_attention_to_points_and_not_by_that_to_its_only_sample():
-    relation = BatchFormer(C, num_inducing=M, dropout=0.0).double()
-    fix_query_and_key(relation)
+    relation = BatchFormer(C, num_inducing=M, dropout=0.0, attention_dropout=0.1).double()
+    make_control(relation)
     relation(samples(B, C), torch.eye(B, dtype=torch.bool)).pow(3).sum().backward()
     alone, points = relation.layers[0].summarise.self_attn, relation.layers[0].distribute.self_attn
+    assert (alone.dropout, points.dropout) == (0, 0.1)
     assert not alone.in_proj_weight.grad[: 2 * C].any()
     assert points.in_proj_weight.grad[: 2 * C].abs().sum() > 1e-6
 

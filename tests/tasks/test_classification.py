@@ -120,7 +120,7 @@ def test_replaced_features_are_all_that_the_head_is_trained_on():
 
 def test_all_variants_of_a_seed_start_from_the_same_backbone_and_head():
     plain, related = make(relation__name="none"), make()
-    control = make(relation__attend="self", relation__attention_dropout=0.0)
+    control = make(relation__attend="self")
     for name, value in plain.state_dict().items():
         assert torch.equal(value, related.state_dict()[name])
         assert torch.equal(value, control.state_dict()[name])
@@ -129,7 +129,7 @@ def test_all_variants_of_a_seed_start_from_the_same_backbone_and_head():
 
 
 def test_the_control_gives_query_and_key_no_gradient():
-    task = make(relation__attend="self", relation__attention_dropout=0.0).train()
+    task = make(relation__attend="self").train()
     step(task, make_batch()).backward()
     gradient = task.relation.layers[0].self_attn.in_proj_weight.grad
     dim = gradient.shape[1]
@@ -141,7 +141,7 @@ def test_a_related_sample_of_the_control_depends_on_itself_alone():
     batch = make_batch()
     changed = batch.image.clone()
     changed[1:] += 1
-    task = make(relation__attend="self", relation__attention_dropout=0.0).train()
+    task = make(relation__attend="self").train()
     task.backbone.eval()  # batch norm of the training mode would mix the samples
     mask = task._mask(batch.target, 0)
     rows = [task.relation(task.backbone(image), mask) for image in (batch.image, changed)]
@@ -172,7 +172,7 @@ def test_transductive_prediction_relates_the_test_batch():
 
 def test_a_transductive_control_still_sees_itself_alone():
     batch = make_batch()
-    control = make(relation__relate_at_test=True, relation__attend="self", relation__attention_dropout=0.0).eval()
+    control = make(relation__relate_at_test=True, relation__attend="self").eval()
     torch.testing.assert_close(control(batch.image)[:3], control(batch.image[:3]))
 
 

@@ -133,7 +133,7 @@ def test_the_plain_arm_is_the_related_one_whose_related_stream_does_not_count():
 
 
 def test_plain_control_and_related_arm_compare_the_same_features_in_their_first_step():
-    control = {"relation__attend": "self", "relation__attention_dropout": 0.0}
+    control = {"relation__attend": "self"}
     arms = [make(relation__name="none"), make(relation__dropout=0.5), make(relation__dropout=0.5, **control)]
     for task in arms:
         torch.manual_seed(7)

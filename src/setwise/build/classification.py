@@ -22,7 +22,7 @@ from setwise.losses import CRITERIA, Criterion, class_weights
 from setwise.metrics import by_count, by_rank
 from setwise.models import LearnableScale, RoutedExperts, TauNormalized, create_head, feature_dim, load_classifier
 from setwise.nn import BatchFormer, ExpertBatchFormer, MomentumContrast
-from setwise.nn.attend import fix_query_and_key, make_uniform
+from setwise.nn.attend import make_control, make_uniform
 from setwise.recipes import Recipe, schema
 from setwise.tasks import Classification, Distilled, MetaSampled, Mixtures, Routing
 
@@ -204,7 +204,7 @@ def _relation(recipe: Recipe, dim: int, num_experts: int) -> BatchFormer | None:
     if part.attend == "uniform":
         make_uniform(relation)
     elif part.attend == "self":
-        fix_query_and_key(relation)
+        make_control(relation)
     return relation
 
 

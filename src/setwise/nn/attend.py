@@ -13,7 +13,7 @@ from setwise.errors import choose
 from setwise.nn.attention import SetAttention
 from setwise.nn.induced import InducedLayer
 
-__all__ = ["ATTEND", "attend_mask", "fix_query_and_key", "make_uniform"]
+__all__ = ["ATTEND", "attend_mask", "make_control", "make_uniform"]
 
 ATTEND = ("all", "self", "same-class", "other-class", "shuffled", "uniform")
 
@@ -53,15 +53,17 @@ def attend_mask(kind: str, target: Tensor, *, generator: torch.Generator | None 
     return same if kind == "same-class" else ~same
 
 
-def fix_query_and_key(relation: nn.Module) -> None:
-    """Give query and key weights a gradient of exactly zero, as attention to a single sample has in exact arithmetic.
+def make_control(relation: nn.Module) -> None:
+    """Where each sample has itself alone: no dropout of its attention, and no gradient of query and key weights.
 
-    With one weight of one, softmax has no slope; the fused kernels leave rounding errors there, which an optimizer that
-    normalises gradients would blow up. Attention to inducing points has a slope, whomever they have seen.
+    Dropout on a single weight of one would be noise on the sample itself. Nor has softmax a slope there; the fused
+    kernels leave rounding errors, which an optimizer that normalises gradients would blow up. Attention to inducing
+    points keeps both, whomever they have seen.
     """
     to_points = {m.distribute.self_attn for m in relation.modules() if isinstance(m, InducedLayer)}
     for module in relation.modules():
         if isinstance(module, SetAttention) and module not in to_points:
+            module.dropout = 0.0
             for parameter in (module.in_proj_weight, module.in_proj_bias):
                 parameter.register_hook(_without_query_and_key)
 

@@ -128,18 +128,17 @@ class Recipe:
     def as_variant(self, variant: Variant) -> "Recipe":
         """The related recipe itself, its plain twin, or its control (every sample attends to itself alone).
 
-        The control's attention has no dropout: on its single weight of one it would be noise on the sample itself. Nor
-        has it a memory, which holds others.
+        The control has no memory, which holds others.
 
         Raises:
-            InvalidInput: if a plain recipe is to become another variant; it does not say which relation that has.
+            InvalidInput: if a plain recipe is to become a control; it does not say which relation that has.
         """
         if self.relation.name == "none" and variant == "control":
             raise InvalidInput(f"{self.name} has no relation (relation.name none), so it has no control.")
         if variant == "plain":
             return self.override({"relation.name": "none"})
         if variant == "control":
-            return self.override({"relation.attend": "self", "relation.attention_dropout": 0.0, "relation.memory": 0})
+            return self.override({"relation.attend": "self", "relation.memory": 0})
         return self
 
     @property

@@ -10,7 +10,7 @@ from setwise.report.wording import names_of, percent
 
 __all__ = ["departures", "reported_lines", "reported_of"]
 
-OF_THE_ARMS = ("relation.name", "relation.attend", "relation.attention_dropout")
+OF_THE_ARMS = ("relation.name", "relation.attend")
 """These fields make the arms of a comparison: without a relation, or with one that attends to itself alone."""
 OF_THE_MACHINE = (
     "seed",
