@@ -9,8 +9,9 @@ import fakes
 import numpy as np
 import pytest
 
+from setwise.cli.verbs import _tuned
 from setwise.compare import TUNING_SEED, compare, make_plan
-from setwise.errors import InvalidInput, RunError, Stopped, UnknownName
+from setwise.errors import InvalidInput, RunError, SetwiseError, Stopped, UnknownName
 from setwise.judge import judge, read_plan, write_plan
 from setwise.recipes import RECIPES
 from setwise.run_folder import RunFolder, read_lines
@@ -158,21 +159,41 @@ def test_tuning_on_an_error_prefers_the_smaller_one(tmp_path):
         assert arm.settings["optimizer.lr"] == min(scores, key=scores.get)
 
 
-def test_a_refused_comparison_leaves_nothing(tmp_path):
-    plan = make_plan(TINY.override({"criterion.name": "crossentropy"}))
-    with pytest.raises(UnknownName, match="did you mean 'cross-entropy'"):
+@pytest.mark.parametrize(
+    ("changes", "options", "message"),
+    [
+        ({"criterion.name": "crossentropy"}, {}, "did you mean 'cross-entropy'"),
+        ({"relation.memory": 9}, {"attend": ("all", "same-class", "uniform")}, "nothing says of a memory"),  # not last
+        ({}, {"tune": {"relation.num_heads": [3, 4]}}, r"`num_heads` \(3\)"),
+    ],
+)
+def test_a_comparison_that_any_arm_or_setting_refuses_leaves_nothing(tmp_path, changes, options, message):
+    plan = make_plan(TINY.override(changes), **options)
+    with pytest.raises(SetwiseError, match=message):
         compare(plan, tmp_path / "out", workers=2)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_failing_run_keeps_the_others_and_says_so(tmp_path):
+def test_settings_that_are_lists_are_read_as_they_were_written(tmp_path):
+    path, values = _tuned("optimizer.milestones=[1,2],[2,3]")
+    assert values == [(1, 2), (2, 3)]
+    plan = make_plan(TINY, tune={path: values})
+    tmp_path.joinpath("out").mkdir()
+    write_plan(plan, tmp_path / "out")
+    assert read_plan(tmp_path / "out").tune == {path: values}
+    with pytest.raises(InvalidInput, match=r"--tune: the values of .* cannot be read"):
+        _tuned("optimizer.milestones=[1,2")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_failing_run_keeps_the_others_and_says_so(tmp_path, workers):
     plan = make_plan(TINY.override({"num_seeds": 1}))
     broken = plan.folder(tmp_path, plan.arms[1], 0)
     write_plan(plan, tmp_path)
     broken.mkdir(parents=True)
     (broken / "somebody.txt").write_text("else's file")
     with pytest.raises(RunError, match=r"1 of 3 runs did not finish \(control, seed 0: .* is not empty"):
-        compare(None, tmp_path, workers=2)
+        compare(None, tmp_path, workers=workers)
     assert RunFolder(plan.folder(tmp_path, plan.arms[0], 0)).complete
     assert RunFolder(plan.folder(tmp_path, plan.arms[2], 0)).complete
 

@@ -130,6 +130,11 @@ class TestDistilled:
             gone.rename(folder.before)
         assert len(task.head.classifiers) == 3
 
+    def test_a_teacher_that_knows_the_validation_part_is_refused(self, folder):
+        other = DISTILLED.override({"criterion.teacher": str(folder.before), "seed": 1})
+        with pytest.raises(InvalidInput, match=r"has seed 0, this run 1: it has learned from images"):
+            quiet(other)
+
     def test_a_teacher_of_other_images_is_refused(self, folder):
         other = DISTILLED.override({"criterion.teacher": str(folder.before), "data.image_size": 16})
         with pytest.raises(InvalidInput, match=r"teacher in .* does not see what this run sees: its image_size differ"):

@@ -53,6 +53,19 @@ def test_a_second_stage_changes_nothing_of_the_backbone(first, tmp_path, head, r
         assert not torch.equal(now["head.scales"], torch.ones(10))
 
 
+def test_weights_that_know_the_validation_part_are_noted(first):
+    notes = [make_work(after(first, seed=seed), lambda text: None).notes for seed in (TINY.seed, TINY.seed + 1)]
+    assert not notes[0]
+    assert "learned from images that are held out for validation here" in notes[1][0]
+
+
+def test_what_a_short_training_never_reaches_is_said():
+    changes = {"optimizer.schedule": "multistep", "optimizer.milestones": (2, 160), "optimizer.warmup_epochs": 1}
+    recipe = TINY.override(changes | {"criterion.class_weights": "auto", "criterion.reweight_epoch": 160})
+    late = ("criterion.reweight_epoch", "optimizer.milestones")
+    assert make_work(recipe, lambda text: None).notes == tuple(f"`{n}` (160) is not reached in 4 epochs." for n in late)
+
+
 def test_normalised_weights_are_those_of_the_first_stage_at_what_validation_chose(first, tmp_path, capsys):
     with pytest.raises(InvalidInput, match=r"trains nothing, so `optimizer\.lr` does nothing"):
         make_work(after(first, head__name="tau", optimizer__lr=0.3), lambda text: None)
@@ -78,6 +91,13 @@ def test_a_stage_before_has_the_primary_metric_and_the_memory_of_the_last():
     changes = {"primary": "balanced_accuracy", "data.micro_batch": 32, "select_on": "test"}
     before = stage_before(RECIPES["cifar100-lt-crt"].override(changes))
     assert (before.primary, before.data.micro_batch, before.select_on) == ("balanced_accuracy", 32, "test")
+
+
+@pytest.mark.parametrize("head", ["tau", "routed"])
+def test_arms_without_a_relation_of_their_own_are_not_compared(head):
+    recipe = RECIPES["cifar100-lt-tau"].override({"head.name": head, "backbone.weights": "runs/first/w.safetensors"})
+    with pytest.raises(InvalidInput, match=f"--head.name {head} has no relation of its own.*leave that out"):
+        make_plan(recipe)
 
 
 def test_nothing_is_tuned_where_nothing_is_trained():

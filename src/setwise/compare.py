@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import math
 import multiprocessing
 import queue
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,14 +16,15 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from setwise.build import WITHOUT_RELATION
 from setwise.data.images import num_cores
-from setwise.errors import InvalidInput, RunError, Stopped, choose
+from setwise.errors import InvalidInput, RunError, SetwiseError, Stopped, choose
 from setwise.judge import Arm, Plan, read_plan, write_plan
 from setwise.launch import end_with_parent, started, stopped_by_sigterm
 from setwise.metrics import lower_is_better
 from setwise.nn.attend import ATTEND
 from setwise.recipes import Recipe
-from setwise.recipes.stages import stages
+from setwise.recipes.stages import stage_before, stages
 from setwise.run import fit, rehearse
 from setwise.run_folder import RunFolder, read_lines, write_whole
 
@@ -100,6 +100,11 @@ def make_plan(recipe: Recipe, *, attend: Sequence[str] = (), tune: Mapping[str, 
                 f"`{name}` cannot be tuned: an arm may differ from the others in how it learns, not in what it learns "
                 f"from. Fields: {', '.join(f'{group}*' for group in TUNABLE_GROUPS)}, {', '.join(TUNABLE)}."
             )
+    if recipe.head.name in WITHOUT_RELATION and stage_before(recipe) is None:
+        raise InvalidInput(
+            f"--head.name {recipe.head.name} has no relation of its own, so all arms would be alike on the features in "
+            "backbone.weights: leave that out, and each arm trains the stage before (before.recipe) by itself."
+        )
     if tune and recipe.head.name == "tau":
         raise InvalidInput("--head.name tau trains nothing, so there is nothing to tune: tune the stage before.")
     if tune and recipe.select_on == "test":
@@ -139,11 +144,16 @@ def compare(
         raise InvalidInput(f"`workers` must be at least 1, but it is {workers}.")
     begun = plan is None
     plan = plan or read_plan(root)
-    rehearse(_recipe(plan, plan.arms[-1], plan.seeds[0]), say=say)
+    *others, last = (
+        _recipe(plan, replace(arm, settings=arm.settings | setting), plan.seeds[0])
+        for setting in _grid(plan) or [{}]
+        for arm in plan.arms
+    )
+    rehearse(last, others=others, say=say)
     if not begun:
         _start(plan, root)
     progress = progress or _silent
-    settings, runs = math.prod(map(len, plan.tune.values())) * bool(plan.tune), len(plan.seeds)
+    settings, runs = len(_grid(plan)), len(plan.seeds)
     tuning = settings / (settings + runs)  # its part of all runs; every arm has as many
     plan = _tune(plan, root, workers, lambda name, done: progress(name, done * tuning), say)
     jobs = [
@@ -174,11 +184,16 @@ def _recipe(plan: Plan, arm: Arm, seed: int) -> Recipe:
     return plan.recipe.override(arm.settings).as_variant(arm.variant).override({"seed": seed})  # type: ignore[arg-type]
 
 
+def _grid(plan: Plan) -> list[dict[str, Any]]:
+    """The settings that every arm tries."""
+    values = itertools.product(*plan.tune.values())
+    return [dict(zip(plan.tune, setting, strict=True)) for setting in values] if plan.tune else []
+
+
 def _tune(plan: Plan, root: Path, workers: int | None, progress: Progress, say: Say) -> Plan:
     """Give every arm the setting that its own validation prefers; the same grid and seed for all."""
-    if not plan.tune:
+    if not (grid := _grid(plan)):
         return plan
-    grid = [dict(zip(plan.tune, values, strict=True)) for values in itertools.product(*plan.tune.values())]
     tuned, log = [], []
     trials = {
         arm.name: [
@@ -226,10 +241,17 @@ def _work(jobs: Sequence[_Job], workers: int | None, progress: Progress) -> None
     share = 1 / len(jobs)
     finished = len(jobs) - len(todo)
     if asked == 1:
+        failed: dict[str, BaseException] = {}
         for number, job in enumerate(todo):
             base = (finished + number) * share
-            _train(job, _EpochReport(job, partial(_move, progress, base, share)))
+            try:
+                _train(job, _EpochReport(job, partial(_move, progress, base, share)))
+            except Stopped:
+                raise
+            except SetwiseError as error:
+                failed[job.name] = error
             progress(job.name, base + share)
+        _raise_failures(failed, len(todo))
         return
     with stopped_by_sigterm():
         _work_in_parallel(todo, workers, threads, _Share(finished, share), progress)

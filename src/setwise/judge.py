@@ -76,8 +76,14 @@ def read_plan(root: Path) -> Plan:
         saved = json.loads((root / "plan.json").read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
         raise RunError(f"{root} is no folder of `setwise compare`: its plan.json cannot be read ({error}).") from error
-    arms = tuple(Arm(**arm) for arm in saved["arms"])
-    return Plan(yaml_file.read(root / "recipe.yaml"), arms, tuple(saved["seeds"]), saved["tune"])
+    arms = tuple(Arm(arm["name"], arm["variant"], _read(arm["settings"])) for arm in saved["arms"])
+    tune = {path: [yaml_file.read_field(path, value) for value in values] for path, values in saved["tune"].items()}
+    return Plan(yaml_file.read(root / "recipe.yaml"), arms, tuple(saved["seeds"]), tune)
+
+
+def _read(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings read from JSON, which has lists for tuples."""
+    return {path: yaml_file.read_field(path, value) for path, value in settings.items()}
 
 
 @dataclass(frozen=True)

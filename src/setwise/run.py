@@ -144,14 +144,21 @@ def _say_nothing(text: str) -> None:
     """All processes but the first are silent."""
 
 
-def rehearse(recipe: Recipe, *, say: Say = print) -> None:
+def rehearse(recipe: Recipe, *, others: Sequence[Recipe] = (), say: Say = print) -> None:
     """Build everything that a run of ``recipe`` needs and write nothing, so that what is wrong with it is said before.
+
+    Args:
+        recipe: what is to be trained.
+        others: recipes of classifiers on the same data, of which the networks are built, too.
+        say: told what a person should know.
 
     Raises:
         SetwiseError: what :func:`fit` would raise before its first step.
     """
     _quiet()
-    make_work(recipe, say)
+    work = make_work(recipe, say)
+    for other in others:
+        work.build(other)
     make_trainer(recipe, RunFolder("unused"), progress=False)
 
 

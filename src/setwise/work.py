@@ -18,6 +18,7 @@ from setwise.build import (
     build_loader,
     build_task,
     check_start,
+    too_late,
     training_sources,
 )
 from setwise.data.few_shot import EpisodeLoader, FewShotSplits
@@ -53,6 +54,9 @@ class Work(Protocol):
     def notes(self) -> tuple[str, ...]:
         """What the data had to say."""
 
+    def build(self, recipe: Recipe) -> None:
+        """Build the network of another recipe on the same data and drop it, for what that says."""
+
     def evaluate(self) -> Any:
         """Score validation and test; on all processes."""
 
@@ -70,6 +74,9 @@ class _Classifying:
     loaders: Mapping[str, DataLoader[Any]]
     notes: tuple[str, ...]
     model: Model
+
+    def build(self, recipe: Recipe) -> None:
+        _classification(recipe, self.model, _say_nothing)
 
     def evaluate(self) -> dict[str, dict[str, Tensor]]:
         if isinstance(self.task.head, TauNormalized):
@@ -96,6 +103,9 @@ class _Episodic:
     tests: Mapping[str, EpisodeLoader]
     """Test episodes of each set."""
 
+    def build(self, recipe: Recipe) -> None:
+        _few_shot(recipe, self.model, _say_nothing)
+
     def evaluate(self) -> tuple[list[EpisodeScore], dict[str, list[EpisodeScore]]]:
         return episode_scores(self.task, self.loaders["val"]), score_sets(self.task, self.tests)
 
@@ -107,6 +117,10 @@ class _Episodic:
     ) -> dict[str, Any]:
         val, tests = found
         return write_episode_results(self.recipe, folder, self.model, val=val, tests=tests, seconds=seconds)
+
+
+def _say_nothing(text: str) -> None:
+    """It was said before."""
 
 
 def make_work(recipe: Recipe, say: Say) -> Work:
@@ -128,7 +142,8 @@ def make_work(recipe: Recipe, say: Say) -> Work:
 def _classifying(recipe: Recipe, say: Say) -> _Classifying:
     check_start(recipe)
     splits = build_data(recipe)
-    for note in splits.notes:
+    notes = (*splits.notes, *too_late(recipe), *_of_another_seed(recipe, drawn=splits.val_by_seed))
+    for note in notes:
         say(note)
     for part in ("val", "test"):
         if not len(getattr(splits, part)):
@@ -138,15 +153,37 @@ def _classifying(recipe: Recipe, say: Say) -> _Classifying:
             )
     model = Model.of(splits)
     loaders = {part: build_loader(recipe, splits, part) for part in PARTS}
-    task = _classification(recipe, model, say, teacher=_teacher_of(recipe, model))
-    return _Classifying(recipe, task, loaders, splits.notes, model)
+    task = _classification(recipe, model, say, teacher=_teacher_of(recipe, model, drawn=splits.val_by_seed))
+    return _Classifying(recipe, task, loaders, notes, model)
 
 
-def _teacher_of(recipe: Recipe, model: Model) -> nn.Module | None:
+def _of_another_seed(recipe: Recipe, *, drawn: bool) -> tuple[str, ...]:
+    """A warning where the weights to start from have seen what this run's seed holds out for validation."""
+    folder = RunFolder(Path(recipe.backbone.weights or "").parent)
+    if not (drawn and recipe.backbone.weights and folder.recipe.is_file()):
+        return ()
+    before = yaml_file.read(folder.recipe)
+    if before.data.name != recipe.data.name or before.seed == recipe.seed:
+        return ()
+    return (
+        f"The weights in {recipe.backbone.weights} are of a run of seed {before.seed}, this is seed {recipe.seed}: "
+        "they have learned from images that are held out for validation here, so what it chooses is chosen too surely.",
+    )
+
+
+def _teacher_of(recipe: Recipe, model: Model, *, drawn: bool) -> nn.Module | None:
+    """The teacher, if there is one; ``drawn`` says that the seed decides which images validation has."""
     if recipe.criterion.teacher is None:
         return None
     folder = RunFolder(recipe.criterion.teacher)
-    teacher, taught = load_classification(folder, yaml_file.read(folder.require(folder.recipe, "recipe")))
+    learned = yaml_file.read(folder.require(folder.recipe, "recipe"))
+    if drawn and learned.seed != recipe.seed:
+        raise InvalidInput(
+            f"The teacher in {folder.path} (criterion.teacher) has seed {learned.seed}, this run {recipe.seed}: it has "
+            "learned from images that this run holds out for validation. Train it with the same --seed, as "
+            "--before.use teacher does."
+        )
+    teacher, taught = load_classification(folder, learned)
     same = ("class_names", "mean", "std", "image_size")
     for name in same:
         if getattr(taught, name) != getattr(model, name):

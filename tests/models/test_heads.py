@@ -19,6 +19,14 @@ def test_cosine_scores_equal_plain_loops():
             assert scores[i, k] == pytest.approx(7 * (a @ b) / np.sqrt(a @ a) / np.sqrt(b @ b), abs=1e-12)
 
 
+def test_a_cosine_is_not_rounded_under_autocast():
+    head, x = CosineClassifier(5, 3), torch.randn(4, 5)
+    expected = 30 * nn.functional.cosine_similarity(x[:, None], head.weight[None], dim=2)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(head(x), expected)
+        assert head(x.bfloat16()).dtype == torch.float32
+
+
 def test_no_class_wins_by_the_length_of_its_weight_or_of_the_feature():
     head, x = CosineClassifier(5, 3), torch.randn(4, 5)
     expected = head(x)

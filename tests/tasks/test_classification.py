@@ -220,6 +220,14 @@ def test_labels_cannot_choose_neighbours_at_test(attend):
         ({"head__max_norm": 0.0}, r"`head\.max_norm` \(0\) is the longest class weight.*above 0"),
         ({"head__max_norm": 1.0, "head__name": "cosine"}, r"the longest class weight of --head\.name linear"),
         ({"relation__related_weight": -1.0}, r"`relation\.related_weight` must be at least 0"),
+        ({"optimizer__schedule": "multistep"}, r"--optimizer\.schedule multistep needs `optimizer\.milestones`"),
+        (
+            {"optimizer__lr": -0.1, "optimizer__official_squared_lr": True},
+            r"`optimizer\.lr` \(-0\.1\) must be 0 or more",
+        ),
+        ({"criterion__teacher_temperature": 0.0, "criterion__teacher": "x"}, r"must be above 0, but it is 0"),
+        ({"data__sampler": "class-aware", "data__mixup": 1.0}, "four images of a class in a row"),
+        ({"head__dim_key": 3}, r"are of --head\.name cross-transformer"),
         ({"trainer__select": "best", "trainer__epochs": 3}, "needs validation, but there is none in 3 epochs"),
     ],
 )

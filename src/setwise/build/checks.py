@@ -7,7 +7,7 @@ from setwise.errors import InvalidInput
 from setwise.recipes import Recipe, schema
 from setwise.recipes.stages import stage_before
 
-__all__ = ["check", "check_experts", "check_numbers", "check_start", "is_taught"]
+__all__ = ["check", "check_experts", "check_numbers", "check_start", "is_taught", "too_late"]
 
 OF_FIXED_CLASSES = ("linear", "cosine", "lws", "tau", "routed", "per-class")
 """Heads of classifiers."""
@@ -32,6 +32,16 @@ def check(recipe: Recipe) -> None:
         raise InvalidInput(
             f"Images with several labels (data.multi_label) need --criterion.name binary-cross-entropy and --primary "
             f"mean_average_precision, but the criterion is {recipe.criterion.name}."
+        )
+    if data.multi_label and is_taught(recipe):
+        raise InvalidInput(
+            "A teacher (criterion.teacher, before.use) is matched as one class an image, which `data.multi_label` "
+            "denies: leave one of them out."
+        )
+    if data.sampler == "class-aware" and (data.mixup or data.cutmix or recipe.criterion.name == "glmc"):
+        raise InvalidInput(
+            "--data.sampler class-aware shows four images of a class in a row, and an image is mixed with the one "
+            "before it, mostly of its own class: take --data.sampler class-balanced."
         )
     if relation.relate_at_test and relation.attend in ("same-class", "other-class", "shuffled"):
         raise InvalidInput(
@@ -63,11 +73,33 @@ def check_numbers(recipe: Recipe) -> None:
         value = getattr(getattr(recipe, group) if group else recipe, name)
         if value is not None and value < smallest:
             raise InvalidInput(f"`{path}` must be at least {smallest}, but it is {value}.")
+    part = recipe.optimizer
+    if part.lr < 0 or (part.schedule == "multistep" and not part.milestones):
+        raise InvalidInput(
+            f"`optimizer.lr` ({part.lr:g}) must be 0 or more, and --optimizer.schedule multistep needs "
+            "`optimizer.milestones`, the epochs at which it is multiplied by gamma."
+        )
     if recipe.trainer.select != "last" and recipe.trainer.epochs < recipe.trainer.val_every:
         raise InvalidInput(
             f"`trainer.select` {recipe.trainer.select} needs validation, but there is none in {recipe.trainer.epochs} "
             f"epochs with --trainer.val-every {recipe.trainer.val_every}."
         )
+
+
+def too_late(recipe: Recipe) -> tuple[str, ...]:
+    """What of a schedule is never reached because the training is shorter, in sentences."""
+    epochs, part = recipe.trainer.epochs, recipe.optimizer
+    steps = part.milestones if part.schedule == "multistep" else ()
+    planned = {
+        "optimizer.warmup_epochs": part.warmup_epochs,
+        "criterion.reweight_epoch": recipe.criterion.reweight_epoch,
+    }
+    planned |= {"optimizer.milestones": max(steps, default=None)}
+    return tuple(
+        f"`{name}` ({epoch}) is not reached in {epochs} epoch{'s' * (epochs > 1)}."
+        for name, epoch in planned.items()
+        if epoch is not None and epoch >= epochs
+    )
 
 
 def is_taught(recipe: Recipe) -> bool:
@@ -112,6 +144,12 @@ def _check_head(recipe: Recipe) -> None:
             f"`criterion.teacher_temperature` ({recipe.criterion.teacher_temperature:g}) needs a teacher: add "
             "--criterion.teacher RUN, or --before.use teacher with --before.recipe."
         )
+    if recipe.criterion.teacher_temperature <= 0:
+        raise InvalidInput(
+            f"`criterion.teacher_temperature` must be above 0, but it is {recipe.criterion.teacher_temperature:g}."
+        )
+    if (recipe.head.dim_key, recipe.head.dim_value) != (schema.Head().dim_key, schema.Head().dim_value):
+        raise InvalidInput("`head.dim_key` and `head.dim_value` are of --head.name cross-transformer: leave them out.")
     if recipe.head.name not in ("cosine", "routed") and recipe.head.scale != schema.Head().scale:
         raise InvalidInput(f"`head.scale` ({recipe.head.scale}) is the cosine head's: add --head.name cosine.")
 
@@ -185,6 +223,11 @@ def check_start(recipe: Recipe) -> None:
         raise InvalidInput(
             f"`{which}` {verb} random weights: name those of a first stage, --backbone.weights "
             "runs/FIRST/weights.safetensors, or take timm's with --backbone.pretrained."
+        )
+    if part.pool == "attention" and part.frozen and not weights:
+        raise InvalidInput(
+            "`backbone.pool` attention begins with random weights, which --backbone.frozen would keep: train the pool "
+            "first, and name that run's --backbone.weights runs/FIRST/weights.safetensors."
         )
     if recipe.head.from_weights and not weights:
         raise InvalidInput(

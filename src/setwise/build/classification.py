@@ -26,7 +26,7 @@ from setwise.nn.attend import make_control, make_uniform
 from setwise.recipes import Recipe, schema
 from setwise.tasks import Classification, Distilled, MetaSampled, Mixtures, Routing
 
-__all__ = ["build_data", "build_loader", "build_task"]
+__all__ = ["WITHOUT_RELATION", "build_data", "build_loader", "build_task"]
 
 PARTS = ("train", "val", "test")
 WITHOUT_RELATION = ("routed", "tau")
@@ -57,7 +57,7 @@ def build_data(recipe: Recipe) -> Splits:
     if recipe.select_on == "val":
         return splits
     note = "The test part selects (select_on): nothing is held out of train, and validation is the test part."
-    return replace(splits, val=splits.test, val_from_train=False, notes=(*splits.notes, note))
+    return replace(splits, val=splits.test, val_from_train=False, val_by_seed=False, notes=(*splits.notes, note))
 
 
 def build_loader(recipe: Recipe, splits: Splits, part: str, *, mixed: bool = False) -> Loader:

@@ -295,7 +295,11 @@ def _tuned(text: str) -> tuple[str, list[Any]]:
     from setwise.recipes import yaml_file
 
     path = name.replace("-", "_")
-    return path, [yaml_file.read_field(path, yaml.safe_load(value)) for value in values.split(",")]
+    try:  # a list of lists, [160,180],[150,170], is one of YAML's as well
+        found = yaml.safe_load(f"[{values}]") if "[" in values else [yaml.safe_load(v) for v in values.split(",")]
+    except yaml.YAMLError as error:
+        raise InvalidInput(f"--tune: the values of {text!r} cannot be read.") from error
+    return path, [yaml_file.read_field(path, value) for value in found]
 
 
 @dataclass

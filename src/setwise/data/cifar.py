@@ -173,6 +173,7 @@ def load_official(
         mean=cifar.mean,
         std=cifar.std,
         val_from_train=True,
+        val_by_seed=True,
         notes=(
             f"Train is made long-tailed by the seed: {len(tail):,} of {len(target):,} images, largest class over "
             f"smallest {imbalance_factor:g}.",

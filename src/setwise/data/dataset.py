@@ -56,6 +56,8 @@ class Splits:
     std: tuple[float, ...]
     val_from_train: bool = False
     """Validation was held out of the training images, which the set has as one part with it."""
+    val_by_seed: bool = False
+    """Another seed would have trained on images that are validation here."""
     notes: tuple[str, ...] = ()
     """Sentences a user should be told: what was held out, what was skipped."""
 

@@ -71,6 +71,7 @@ def load(*, seed: int, imbalance_factor: float | None = None, image_size: int | 
         class_names=tuple(str(label) for label in range(NUM_CLASSES)),
         mean=MEAN,
         std=STD,
+        val_by_seed=True,
     )
 
 

@@ -52,6 +52,8 @@ class Parts:
     test: Listing
     val_from_train: bool = False
     """``val`` was held out of what ``train`` was; see :attr:`setwise.data.dataset.Splits.group_counts`."""
+    val_by_seed: bool = False
+    """As in :class:`setwise.data.dataset.Splits`."""
     notes: tuple[str, ...] = ()
 
     def noting(self, note: str | None) -> "Parts":
@@ -99,7 +101,7 @@ def arrange(
         notes.append(
             f"Validation is {val_fraction:.0%} of every training class, drawn by the seed: {len(held)} images."
         )
-    return Parts(train.at(kept), train.at(held), held_out, val_from_train=True, notes=tuple(notes))
+    return Parts(train.at(kept), train.at(held), held_out, val_from_train=True, val_by_seed=True, notes=tuple(notes))
 
 
 def load_parts(
@@ -153,6 +155,7 @@ def load_parts(
         mean=mean,
         std=std,
         val_from_train=parts.val_from_train,
+        val_by_seed=parts.val_by_seed,
         notes=notes,
     )
 

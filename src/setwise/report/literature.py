@@ -1,7 +1,5 @@
 """Numbers of the literature beside a comparison, where it ran the recipe that they belong to."""
 
-from typing import Any
-
 from setwise.judge import Comparison, Plan
 from setwise.recipes import RECIPES
 from setwise.recipes.schema import Reported
@@ -70,12 +68,7 @@ def departures(plan: Plan) -> list[str]:
     for field, value in flat(plan.recipe).items():
         if field in (*NOT_SAID, *OF_THE_MACHINE, *OF_THE_ARMS, *of_the_choice):
             continue
-        tuned = [_plain(arm.settings[field]) for arm in plan.arms if field in arm.settings]
+        tuned = [arm.settings[field] for arm in plan.arms if field in arm.settings]
         if any(one != then[field] for one in (value, *tuned)):
             found.append(field)
     return found
-
-
-def _plain(value: Any) -> Any:
-    """A setting read from JSON, which has lists for tuples."""
-    return tuple(value) if isinstance(value, list) else value

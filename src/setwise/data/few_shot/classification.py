@@ -47,6 +47,7 @@ def classes_of_training(splits: FewShotSplits, *, seed: int) -> Splits:
         mean=splits.mean,
         std=splits.std,
         val_from_train=True,
+        val_by_seed=True,
         notes=(*splits.notes, note),
     )
 
