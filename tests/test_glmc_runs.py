@@ -11,6 +11,7 @@ from setwise.build import build_task
 from setwise.errors import InvalidInput
 from setwise.run import evaluate, load_run
 from setwise.run_folder import RunFolder
+from setwise.tasks import mixtures
 from setwise.work import make_work
 
 GLMC = TINY.override({"criterion.name": "glmc", "data.views": ("shift",), "trainer.epochs": 3})
@@ -49,6 +50,33 @@ def test_the_kept_classifier_learns_as_training_goes_on(step, epoch, learns):
     assert bool(task.head.weight.grad.abs().sum()) is learns
     assert task.beside.weight.grad.abs().sum() > 0
     assert task.predict[0].weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("kind", ["plain", "related"])
+def test_a_step_is_the_loss_of_both_mixtures_in_each_stream_and_their_likeness(monkeypatch, kind):
+    work = make_work(GLMC.override({"relation.dropout": 0.0}).as_variant(kind), lambda text: None)
+    task, batch = work.task.train(), next(iter(work.loaders["train"]))
+    monkeypatch.setattr(type(task), "current_epoch", 1)  # of three
+    torch.manual_seed(0)
+    shares = torch.rand(2, len(batch.image), 10).softmax(2)
+    mixed = [(batch.image.flip(0), shares[0]), (batch.views[0] / 2, shares[1])]
+    for name, found in zip(("MixUp", "CutMix"), mixed, strict=True):
+        monkeypatch.setattr(mixtures.v2, name, lambda found=found, **how: lambda *given: found)
+    got = task.training_step(batch, 0)
+
+    weights = task.counts.double() ** -1.2
+    weights *= 10 / weights.sum()
+    features = [task.backbone(image) for image, _ in mixed]
+    projected = [task.project(z) for z in features]
+    predicted = [task.predict(h) for h in projected]
+    likeness = [torch.nn.functional.cosine_similarity(predicted[i], projected[1 - i]).mean() for i in (0, 1)]
+    expected = -task.criterion.consistency * sum(likeness)
+    for z, wanted in zip(features, shares, strict=True):
+        for rows in [z] if kind == "plain" else [z, task.relation(z)[len(z) :]]:
+            kept = -(wanted * weights * task.head(rows).log_softmax(1)).sum(1).mean()
+            beside = -(wanted * task.beside(rows).log_softmax(1)).sum(1).mean()
+            expected = expected + ((1 - 1 / 9) * beside + kept / 9) / (1 if kind == "plain" else 2)
+    torch.testing.assert_close(got, expected.to(got.dtype), rtol=1e-5, atol=1e-5)
 
 
 def test_plain_and_related_begin_alike_and_have_another_loss(step):

@@ -148,6 +148,48 @@ def test_every_published_long_tailed_row_is_reported_by_a_recipe_of_its_network(
             assert told == pytest.approx(expected)
 
 
+# Recipe -> lr, weight decay, batch, epochs, and what else the dossier's tables say.
+PUBLISHED = {
+    "imagenet-lt-balanced-softmax-resnet10": (0.05, 5e-4, 128, 90, {}),
+    "imagenet-lt-balanced-softmax-resnet50": (0.05, 5e-4, 128, 90, {}),
+    "inaturalist-balanced-softmax-resnet50": (0.05, 1e-4, 128, 90, {}),
+    "imagenet-lt-crt": (0.4, 5e-4, 512, 10, {"data.sampler": "class-balanced"}),
+    "imagenet-lt-ride-resnet10": (0.1, 2e-4, 512, 120, {"criterion.temperature_factor": 0.02}),
+    "imagenet-lt-ride-resnet50": (0.1, 2e-4, 256, 100, {"optimizer.milestones": (60, 80)}),
+    "imagenet-lt-ride-resnext50": (0.1, 2e-4, 256, 100, {"criterion.reweight_epoch": 80}),
+    "inaturalist-ride-resnet50": (0.2, 2e-4, 128, 100, {"criterion.temperature_factor": 0.015}),
+    "cifar100-lt-ride": (0.1, 5e-4, 128, 200, {"optimizer.gamma": 0.01, "criterion.reweight_epoch": 160}),
+    "imagenet-lt-paco": (0.02, 5e-4, 128, 400, {"criterion.temperature": 0.2, "criterion.alpha": 0.05}),
+    "imagenet-lt-paco-resnext50": (0.02, 5e-4, 128, 400, {"criterion.temperature": 0.07}),
+    "imagenet-lt-paco-resnext101": (0.03, 5e-4, 128, 400, {"criterion.temperature": 0.2}),
+    "inaturalist-paco": (0.02, 1e-4, 128, 400, {"contrast.queue": 8192}),
+    "places-lt-paco": (0.02, 5e-4, 128, 30, {"optimizer.warmup_epochs": 5}),
+    "cifar100-lt-paco": (0.05, 5e-4, 128, 400, {"criterion.temperature": 0.05, "contrast.queue": 1024}),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_settings_are_the_published_ones(name):
+    recipe = RECIPES[name]
+    *first, others = PUBLISHED[name]
+    part = recipe.optimizer
+    assert [part.lr, part.weight_decay, recipe.data.batch_size, recipe.trainer.epochs] == first
+    for path, value in others.items():
+        group, field = path.split(".")
+        assert getattr(getattr(recipe, group), field) == value, path
+
+
+def test_numbers_of_replaced_features_stand_beside_recipes_that_replace_them():
+    sets = {"resnet10": (4, 128), "resnet50": (4, 64), "resnext50": (8, 32)}
+    replicas = {f"imagenet-lt-ride-{network}": numbers for network, numbers in sets.items()}
+    replicas["inaturalist-ride-resnet50"] = (8, 16)
+    for name, (number, images) in replicas.items():
+        recipe, shared = RECIPES[name], RECIPES[f"{name}-shared"]
+        assert (recipe.relation.official_replace, recipe.relation.official_replicas) == (True, number)
+        assert recipe.data.batch_size / number == images
+        assert (shared.relation.official_replace, shared.relation.official_replicas, shared.reported) == (False, 1, ())
+
+
 @pytest.mark.parametrize(("option", "value"), [("global-pool", "avg"), ("stem", "linear")])
 def test_pool_and_stem_of_the_pooling_recipe_can_be_switched(option, value, tmp_path):
     recipe = RECIPES["cifar10-pooling-short"]

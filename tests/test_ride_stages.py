@@ -168,6 +168,23 @@ class TestRouted:
         assert torch.equal(task.per_image(image)["used"], expected.used)
         torch.testing.assert_close(task.plain().eval()(image), expected.logits)
 
+    def test_the_step_asks_who_is_wrong_now_and_right_later(self, folder):
+        weights = {"backbone.weights": str(RunFolder(folder.before).weights)}
+        work = quiet(ROUTED.override(weights))
+        task, batch = work.task.train(), next(iter(work.loaders["train"]))
+        got = task.training_step(batch, 0)
+        with torch.no_grad():
+            logits, scores = task.head.decide(task.backbone(batch.image))
+        expected, wanted = [], 0
+        for of_image, going_on, label in zip(logits, scores.double().sigmoid(), batch.target, strict=True):
+            right = [bool(of_image[: e + 1].mean(0).argmax() == label) for e in range(3)]
+            for e, p in enumerate(going_on):
+                onwards = not right[e] and any(right[e + 1 :])
+                expected.append(float(-100 * p.log() if onwards else -(1 - p).log()))
+                wanted += onwards
+        assert 0 < wanted < len(expected)
+        assert float(got) == pytest.approx(sum(expected) / len(expected), rel=1e-5)
+
     def test_the_mean_number_of_experts_is_reported(self, folder):
         line = json.loads(folder.results.read_text())
         _, task, _ = load_run(folder.path)

@@ -118,6 +118,28 @@ def test_replaced_features_are_all_that_the_head_is_trained_on():
     torch.testing.assert_close(step(alone.train(), batch), step(make(relation__name="none").train(), batch))
 
 
+@pytest.mark.parametrize("official", ["official_replace", "official_sum"])
+@pytest.mark.parametrize("attend", ["all", "same-class"])
+def test_replicas_relate_their_own_part_of_the_batch(official, attend):
+    options = {"relation__dropout": 0.0, "relation__attend": attend, f"relation__{official}": True}
+    task, batch = make(relation__official_replicas=3, **options).train(), make_batch(8)
+    z = torch.randn(8, task.head.in_features)
+    rows = task._related(z, batch.target, 0)
+    parts = [[0, 1, 2], [3, 4, 5], [6, 7]]  # as torch.chunk, and with it DataParallel, cuts a batch
+    whole = make(**options).train()
+    related = [whole._related(z[part], batch.target[part], 0)[-len(part) :] for part in parts]
+    torch.testing.assert_close(rows[-8:], torch.cat(related))
+    assert len(rows) == (8 if official == "official_replace" else 16)
+    with pytest.raises(InvalidInput, match=r"`relation\.official_replicas` \(2\) makes the set .* smaller"):
+        make(relation__official_replicas=2, relation__memory=9)
+
+
+def test_the_official_sum_is_twice_the_mean():
+    batch = make_batch()
+    mean, both = (step(make(relation__official_sum=official).train(), batch) for official in (False, True))
+    torch.testing.assert_close(both, 2 * mean)
+
+
 def test_all_variants_of_a_seed_start_from_the_same_backbone_and_head():
     plain, related = make(relation__name="none"), make()
     control = make(relation__attend="self")
@@ -214,8 +236,8 @@ def test_labels_cannot_choose_neighbours_at_test(attend):
         ({"data__multi_label": True}, "need --criterion.name binary-cross-entropy and --primary"),
         ({"trainer__epochs": 0}, r"`trainer\.epochs` must be at least 1, but it is 0"),
         ({"trainer__val_every": 0}, r"`trainer\.val_every` must be at least 1"),
-        ({"relation__official_replace": True, "relation__related_weight": 2.0}, "three ways to weigh the streams"),
-        ({"relation__official_triple_loss": True, "relation__official_replace": True}, "three ways to weigh"),
+        ({"relation__official_replace": True, "relation__related_weight": 2.0}, "are ways to weigh the streams"),
+        ({"relation__official_triple_loss": True, "relation__official_replace": True}, "are ways to weigh"),
         ({"optimizer__official_squared_lr": True, "optimizer__schedule": "constant"}, "are of cosine schedules"),
         ({"head__max_norm": 0.0}, r"`head\.max_norm` \(0\) is the longest class weight.*above 0"),
         ({"head__max_norm": 1.0, "head__name": "cosine"}, r"the longest class weight of --head\.name linear"),

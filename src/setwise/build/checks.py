@@ -48,6 +48,11 @@ def check(recipe: Recipe) -> None:
             f"`relation.attend` {relation.attend} chooses neighbours by their labels, which a test has not: it cannot "
             "go with relation.relate_at_test."
         )
+    if relation.official_replicas > 1 and (relation.gather or relation.memory):
+        raise InvalidInput(
+            f"`relation.official_replicas` ({relation.official_replicas}) makes the set that the relation sees "
+            "smaller, relation.gather and relation.memory make it larger: take one of them."
+        )
     if relation.memory and relation.attend not in ("all", "uniform"):
         raise InvalidInput(
             f"`relation.attend` {relation.attend} says who of the batch attends to whom, which nothing says of a "
@@ -66,7 +71,12 @@ def check_numbers(recipe: Recipe) -> None:
     """
     at_least = {"trainer.epochs": 1, "trainer.val_every": 1, "trainer.checkpoint_every": 1, "trainer.patience": 1}
     at_least |= {"trainer.max_steps": 1, "trainer.devices": 1, "trainer.num_nodes": 1, "num_seeds": 1}
-    at_least |= {"relation.related_weight": 0, "relation.memory": 0, "relation.num_inducing": 1}
+    at_least |= {
+        "relation.official_replicas": 1,
+        "relation.related_weight": 0,
+        "relation.memory": 0,
+        "relation.num_inducing": 1,
+    }
     at_least |= {"data.batch_size": 1, "data.micro_batch": 1, "optimizer.every": 1, "optimizer.warmup_epochs": 0}
     for path, smallest in at_least.items():
         group, _, name = path.rpartition(".")

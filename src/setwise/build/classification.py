@@ -136,6 +136,7 @@ def build_task(
             groups=groups(group_counts, many=recipe.groups.many, few=recipe.groups.few),
             attend=recipe.relation.attend,
             replace=recipe.relation.official_replace,
+            replicas=recipe.relation.official_replicas,
             **_loss_weights(recipe),
             relate_at_test=recipe.relation.relate_at_test,
             multi_label=recipe.data.multi_label,
@@ -173,15 +174,17 @@ def _head(recipe: Recipe, dim: int, num_experts: int, num_classes: int, say: Say
 def _loss_weights(recipe: Recipe) -> dict[str, float]:
     """Weight of the related stream, and how often the loss counts."""
     part = recipe.relation
-    official = {name for name in ("triple_loss", "small_related", "replace") if getattr(part, f"official_{name}")}
+    ways = ("triple_loss", "sum", "small_related", "replace")
+    official = {name for name in ways if getattr(part, f"official_{name}")}
     if len(official) > 1 or (official and part.related_weight != 1):
         raise InvalidInput(
-            "`relation.official_triple_loss`, `.official_small_related` and `.official_replace` are three ways to "
-            f"weigh the streams, and `.related_weight` ({part.related_weight:g}) is the fourth: take one of them."
+            "`relation.official_triple_loss`, `.official_sum`, `.official_small_related` and `.official_replace` are "
+            f"ways to weigh the streams, and `.related_weight` ({part.related_weight:g}) is one more: take one of them."
         )
     if part.official_small_related:  # 1.01 plain + 0.01 related
         return {"related_weight": 0.01 / 1.01, "loss_factor": 1.02}
-    return {"related_weight": part.related_weight, "loss_factor": 3.0 if part.official_triple_loss else 1.0}
+    factor = 3.0 if part.official_triple_loss else 2.0 if part.official_sum else 1.0
+    return {"related_weight": part.related_weight, "loss_factor": factor}
 
 
 def _relation(recipe: Recipe, dim: int, num_experts: int) -> BatchFormer | None:

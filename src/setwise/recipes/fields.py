@@ -145,6 +145,10 @@ class Relation:
     official_replace: bool = False
     """Official RIDE code off CIFAR: in training the related features replace the plain ones, so that the classifier
     meets at test what it was not trained on. The paper shares it between both."""
+    official_replicas: int = 1
+    """Official RIDE code on several GPUs: the relation sees the batch in so many equal parts. The paper: one."""
+    official_sum: bool = False
+    """Official RIDE code with one classifier for both streams: the sum of their losses in the place of the mean."""
     official_triple_loss: bool = False
     """Official Balanced Softmax code: the loss counts three times."""
     official_small_related: bool = False

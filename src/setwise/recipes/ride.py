@@ -1,6 +1,7 @@
 """RIDE: several experts on a shared stem, with one BatchFormer for all of them, at 32 and at 224 pixels."""
 
 from dataclasses import replace
+from typing import Any
 
 from setwise.recipes.long_tailed import BATCHFORMER, CIFAR100, SHORT, SMOKE, SMOKE_BEFORE
 from setwise.recipes.published import IMAGENET_LT, INATURALIST_2018, of_groups
@@ -106,13 +107,14 @@ SMOKE_224 = SMOKE | {"data.image_size": 32, "backbone.options": {"channels": [16
 # weights from 80 on. The numbers of the paper were made with the features replaced, an official_ option; the -shared
 # recipes are the paper's method, of which no number was published. Ours: iNaturalist's validation part is held out of
 # train, as it has no third. ResNet-50 on ImageNet-LT has the batch of their file, 256; their README's command says 400.
-# Their relation sees a replica's share of the batch (512 / 4 images, 256 / 8, 128 / 8), ours the batch of a process.
+# Their relation sees a GPU's share of the batch (512 / 4 images, 256 / 4, 256 / 8, 128 / 8), and so do the recipes that
+# carry numbers; batch norms see the whole here, their share there.
 IMAGENET_LT_RIDE_10 = Recipe(
     name="imagenet-lt-ride-resnet10",
     summary="ImageNet-LT, RIDE: three experts, ResNet-10, features replaced as in the official code",
     data=replace(IMAGENET_LT, batch_size=512),
     backbone=Backbone(name="ride_resnet10"),
-    relation=Relation(official_replace=True),
+    relation=Relation(official_replace=True, official_replicas=4),
     head=Head(name="cosine"),
     criterion=Criterion(
         name="ride", class_weights="effective-number", reweight_epoch=80, diversity=0.2, temperature_factor=0.02
@@ -151,6 +153,7 @@ IMAGENET_LT_RIDE_X50 = IMAGENET_LT_RIDE_50.override(
         "name": "imagenet-lt-ride-resnext50",
         "summary": "ImageNet-LT, RIDE: three experts, ResNeXt-50, features replaced as in the official code",
         "backbone.name": "ride_resnext50_32x4d",
+        "relation.official_replicas": 8,
         "reported": of_groups(
             f"{TABLE}, RIDE (3 experts), one stage, ResNeXt-50; plain by the authors of BatchFormer",
             plain=(55.9, 67.3, 52.8, 34.6),
@@ -166,12 +169,16 @@ INATURALIST_RIDE_50 = IMAGENET_LT_RIDE_50.override(
         "data.augment": "resized-crop",
         "data.batch_size": 128,
         "optimizer.lr": 0.2,
+        "relation.official_replicas": 8,
         "criterion.temperature_factor": 0.015,
         "reported": of_groups(
             f"{TABLE}, RIDE (3 experts), ResNet-50", plain=(72.5, 68.1, 72.7, 73.2), related=(74.1, 65.5, 74.5, 75.8)
         ),
     }
 )
+PAPERS_OWN: dict[str, Any] = {"relation.official_replace": False, "relation.official_replicas": 1, "reported": ()}
+"""One classifier for both streams, a relation that sees the batch; nothing was published of it."""
+
 AT_224 = tuple(
     variant
     for recipe in (IMAGENET_LT_RIDE_10, IMAGENET_LT_RIDE_50, IMAGENET_LT_RIDE_X50, INATURALIST_RIDE_50)
@@ -181,8 +188,7 @@ AT_224 = tuple(
             {
                 "name": f"{recipe.name}-shared",
                 "summary": recipe.summary.replace("features replaced as in the official code", "one shared classifier"),
-                "relation.official_replace": False,
-                "reported": (),
+                **PAPERS_OWN,
             }
         ),
     )
@@ -196,8 +202,7 @@ def _distilled(recipe: Recipe, what: str) -> Recipe:
             "name": f"{recipe.name}-distilled",
             "summary": f"{what}, in two stages: RIDE with six experts, then three that learn from them too",
             "before": Before(recipe=recipe.name, use="teacher", options=SIX),
-            "relation.official_replace": False,
-            "reported": (),
+            **PAPERS_OWN,
             "smoke": recipe.smoke | SMOKE_BEFORE,
         }
     )
@@ -211,7 +216,7 @@ def _routed(recipe: Recipe, what: str, top_k: int) -> Recipe:
             "name": f"{recipe.name}-routed",
             "summary": f"{what}, in two stages: RIDE, then a network that decides how many experts to ask",
             "before": Before(recipe=recipe.name),
-            "relation.official_replace": False,
+            **PAPERS_OWN,
             "head.top_k": top_k,
             "smoke": recipe.smoke | SMOKE_BEFORE,
         }

@@ -79,6 +79,7 @@ class Classification(L.LightningModule):
         related_weight: float = 1.0,
         loss_factor: float = 1.0,
         replace: bool = False,
+        replicas: int = 1,
         relate_at_test: bool = False,
         multi_label: bool = False,
         frozen: bool = False,
@@ -93,7 +94,7 @@ class Classification(L.LightningModule):
         self.contrast = contrast
         self.make_optimizer, self.counts, self.groups = optimizer, counts, groups
         self.attend, self.related_weight, self.relate_at_test = attend, related_weight, relate_at_test
-        self.loss_factor, self.replace = loss_factor, replace
+        self.loss_factor, self.replace, self.replicas = loss_factor, replace, replicas
         self.multi_label, self.micro_batch, self.seed = multi_label, micro_batch, seed
         self.frozen, self.max_norm = frozen, max_norm
         if frozen:
@@ -155,16 +156,26 @@ class Classification(L.LightningModule):
         """Both streams ``[S*B, C]``, or the one that replaces the other."""
         if self.relation is None:
             return z
-        both = self.relation(z, self._mask(target, batch_idx))
-        return both[len(z) :] if self.replace else both
+        mask = self._mask(target, batch_idx)
+        if self.replicas == 1:
+            both = self.relation(z, mask)
+            return both[len(z) :] if self.replace else both
+        parts = torch.arange(len(z), device=z.device).chunk(self.replicas)
+        masks = (None if mask is None else mask[part][:, part] for part in parts)
+        related = [self.relation(z[part], m)[len(part) :] for part, m in zip(parts, masks, strict=True)]
+        return torch.cat(related if self.replace else [z, *related])
 
     def _mean(self, losses: Tensor, target: Tensor) -> Tensor:
         """Mean over both streams, by their weights."""
+        return self._weighted(losses, target).mean()
+
+    def _weighted(self, losses: Tensor, target: Tensor) -> Float[Tensor, "rows"]:
+        """Losses whose mean is that over both streams, by their weights."""
         plain, related = streams.split(losses, like=target)
-        if related is None:
-            return plain.mean()
-        mean = (plain.mean() + self.related_weight * related.mean()) / (1 + self.related_weight)
-        return self.loss_factor * mean
+        if related is None or (self.related_weight, self.loss_factor) == (1, 1):
+            return losses
+        of_each = 2 * self.loss_factor / (1 + self.related_weight)
+        return of_each * torch.cat([plain, self.related_weight * related])
 
     def _losses(self, logits: Tensor, batch: Batch | BatchOfViews, compared: Compared | None) -> Float[Tensor, "rows"]:
         if compared is not None:

@@ -1,6 +1,5 @@
 """Re-train a classifier on draws whose class rates are learned beside it."""
 
-from functools import partial
 from typing import Any
 
 import torch
@@ -47,12 +46,13 @@ class MetaSampled(Classification):
         (from_, target), balanced = ((z[first::2], batch.target[first::2]) for first in (0, 1))
         random = seeds.generator(self.seed, "meta", self.current_epoch, batch_idx, self.global_rank)
         looking = self.sampler(target, size, random)
-        rows = self._related(from_[looking.place], target[looking.place], batch_idx)
-        of_rows = streams.tile(target[looking.place], like=rows)
+        seen = target[looking.place]
+        rows = self._related(from_[looking.place], seen, batch_idx)
+        of_rows = streams.tile(seen, like=rows)
         gradient = meta_gradient(
             looking,
             self.head,
-            partial(self.criterion, target=of_rows),
+            lambda logits: self._weighted(self.criterion(logits, of_rows), seen),
             rows,
             lr=self.trainer.optimizers[0].param_groups[0]["lr"],
             balanced=balanced,
