@@ -51,11 +51,11 @@ def test_without_a_folder_it_says_where_everything_is_from(name, capsys):
 
 def test_what_is_as_published_is_counted_and_the_command_that_trains_it_named(small, capsys):
     assert main(["data", "imagenet-lt", "--root", str(small)]) == 0
-    said = " ".join(capsys.readouterr().out.split())
-    assert "train" in said
+    said, known = " ".join(capsys.readouterr().out.split()), KNOWN_SETS["imagenet-lt"]
+    assert known.recipe in RECIPES
     assert "21 21 2 to 9 21" in said
     assert "imbalance of train: 4.5 (largest over smallest class); classes: 0 many, 0 medium, 4 few" in said
-    assert f"lists and images are as published; to train: setwise train image-list --data.root {small}" in said
+    assert f"lists and images are as published; to train: setwise train {known.recipe} --data.root {small}" in said
     assert f"--data.val-list {small / 'ImageNet_LT_val.txt'}" in said
     assert main(["data", "imagenet-lt", "--lists", str(small)]) == 0  # lists alone
     assert "21 21 2 to 9 -" in " ".join(capsys.readouterr().out.split())
@@ -157,11 +157,11 @@ def test_lists_are_made_of_annotations_checked_and_never_overwritten(inaturalist
     said = capsys.readouterr().out
     assert "written lists/iNaturalist18_train.txt: 6 lines of train2018.json" in said
     assert "lists and images are as published; to train: " in said
-    assert "--data.test-list None" in said
     name, *words = shlex.split(said.split("to train: setwise train ")[1])
     _, recipe = parse_with_recipe("train", name, _Own, RECIPES[name], words)
     assert (recipe.data.root, recipe.data.train_list) == (".", "lists/iNaturalist18_train.txt")
-    assert recipe.data.test_list is None
+    assert (recipe.data.val_list, recipe.data.test_list) == (None, "lists/iNaturalist18_val.txt")
+    assert recipe.data.normalise == "inaturalist2018"
     train = tmp_path / "lists" / "iNaturalist18_train.txt"
     assert train.read_text().splitlines()[0] == "train_val2018/Aves/0/0.jpg 0"
     (tmp_path / "lists" / "iNaturalist18_val.txt").unlink()

@@ -78,6 +78,8 @@ class TestContract:
         options = every_fake.write(recipe.data.name, tmp_path / "data")
         if recipe.data.imbalance_factor is not None:
             options.setdefault("imbalance_factor", None)
+        if recipe.data.test_list and recipe.data.val_list is None:  # iNaturalist: what is called validation is test
+            options["val_list"] = None
         overrides = {f"data.{k}": v for k, v in options.items()} | recipe.smoke
         status = main(["train", name, "--out", str(tmp_path / "run"), *to_arguments(overrides)])
         assert status == 0

@@ -41,6 +41,8 @@ def test_weights_that_the_test_part_chose_are_warned_of_wherever_their_numbers_s
     told = "weights and logit adjustment were selected on the test part, so every number of it is too good"
     assert told in selection_warning(other.plan.recipe)
     assert not selection_warning(comparison.plan.recipe)
+    staged = RECIPES["cifar100-lt-tau"].override({"select_on": "test", "before.options": {"trainer.select": "best"}})
+    assert "weights, class weights' exponent and logit adjustment were selected" in selection_warning(staged)
     for shown, warned in ((comparison, False), (other, True)):
         console = Console(width=120, file=io.StringIO())
         console.print(comparison_table(shown))

@@ -53,9 +53,10 @@ def show_known_set(known: "KnownSet", args: Sequence[str]) -> None:
     if problems := [problem for one in checked for problem in one.problems]:
         raise DataError(f"{known.name} is not as published: {'; '.join(problems)}.")
     files = {one.part: str(one.file) for one in checked}
-    words = ["setwise", "train", "image-list", "--data.root", options.root or "DIR"]
+    words = ["setwise", "train", known.recipe, "--data.root", options.root or "DIR"]
     for part in ("train", "val", "test"):
-        words += [f"--data.{part}-list", files.get(part, "None")]
+        name = "test" if part == "val" and known.val_is_test else part
+        words += [f"--data.{name}-list", files[part]] if part in files else []
     what = "lists" if options.root is None else "lists and images"
     console.print(f"{what} are as published; to train: {shlex.join(words)}")
 

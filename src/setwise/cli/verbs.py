@@ -125,7 +125,7 @@ def train_(args: Sequence[str]) -> None:
     options, recipe = parse_with_recipe("train", name, _Train, find_recipe(name), rest)
     recipe = recipe.as_variant(options.variant)
     folder = _train_folder(name, recipe, options)
-    from setwise.report import run_table, selection_warning, write_run_report
+    from setwise.report import reported_of_variant, run_table, selection_warning, write_run_report
     from setwise.run import fit
 
     with _no_empty_folder(folder):
@@ -133,8 +133,9 @@ def train_(args: Sequence[str]) -> None:
     if not is_first():
         return
     Console().print(run_table(line["metrics"], read_classes(folder)))
-    if warning := selection_warning(recipe):
-        print(warning)
+    for sentence in (selection_warning(recipe), *reported_of_variant(recipe)):
+        if sentence:
+            print(sentence)
     if (before := RunFolder(folder).before).is_dir():
         print(f"before  {before}")
     print(f"run     {folder}\nreport  {write_run_report(folder)}")

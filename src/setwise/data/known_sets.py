@@ -48,6 +48,10 @@ class KnownSet:
     """Classes with more than 100 training images, 20 to 100, and fewer."""
     annotations: Mapping[str, str]
     """Part -> official JSON that its list is made of; none where the list itself is published."""
+    recipe: str
+    """One that trains on it."""
+    val_is_test: bool = False
+    """What is called validation is what everybody tests on."""
 
 
 IMAGENET_LT = KnownSet(
@@ -66,6 +70,7 @@ IMAGENET_LT = KnownSet(
     smallest=5,
     groups=(385, 479, 136),
     annotations={},
+    recipe="imagenet-lt-balanced-softmax-resnet10",
 )
 
 PLACES_LT = KnownSet(
@@ -84,6 +89,7 @@ PLACES_LT = KnownSet(
     smallest=5,
     groups=(131, 163, 71),
     annotations={},
+    recipe="places-lt-balanced-softmax-resnet152",
 )
 
 INATURALIST_2018 = KnownSet(
@@ -103,6 +109,8 @@ INATURALIST_2018 = KnownSet(
     smallest=2,
     groups=(842, 4076, 3224),
     annotations={"train": "train2018.json", "val": "val2018.json"},
+    recipe="inaturalist-balanced-softmax-resnet50",
+    val_is_test=True,
 )
 
 KNOWN_SETS = {known.name: known for known in (IMAGENET_LT, PLACES_LT, INATURALIST_2018)}

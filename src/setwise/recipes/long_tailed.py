@@ -164,7 +164,7 @@ CIFAR100_LDAM = CIFAR100.override(
 )
 
 # The second stages of decoupled training, as the authors of Balanced Softmax set theirs for CIFAR: lr 0.1, weight decay
-# 5e-4, 2,000 iterations of 512 (105 epochs of the 9,762 images that are left for training). Cosine is ours.
+# 5e-4, 2,000 iterations of 512 (105 epochs of the 9,754 images that are left for training). Cosine is ours.
 SECOND_STAGE = {
     "before": Before(recipe="cifar100-lt"),
     "data.batch_size": 512,

@@ -100,7 +100,7 @@ def _metrics(comparison: Comparison) -> Html | None:
         "Metrics",
         table(heads, rows, marked=[0]),
         element("p", said.rstrip(), class_="faint"),
-        *(element("p", linked(line), class_="faint") for line in reported_lines(comparison)),
+        *(element("p", linked(line), class_="faint") for line in reported_lines(comparison.plan)),
     )
 
 

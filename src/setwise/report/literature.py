@@ -1,12 +1,14 @@
 """Numbers of the literature beside a comparison, where it ran the recipe that they belong to."""
 
-from setwise.judge import Comparison, Plan
-from setwise.recipes import RECIPES
+from dataclasses import replace
+
+from setwise.judge import Plan
+from setwise.recipes import RECIPES, Recipe
 from setwise.recipes.schema import Reported
 from setwise.report.parts import NOT_SAID, flat
 from setwise.report.wording import names_of, percent
 
-__all__ = ["departures", "reported_lines", "reported_of"]
+__all__ = ["departures", "reported_lines", "reported_of", "reported_of_variant"]
 
 OF_THE_ARMS = ("relation.name", "relation.attend")
 """These fields make the arms of a comparison: without a relation, or with one that attends to itself alone."""
@@ -24,12 +26,11 @@ OF_THE_MACHINE = (
 """Where and how often a recipe runs; what it is stays the same."""
 
 
-def reported_lines(comparison: Comparison) -> list[str]:
+def reported_lines(plan: Plan) -> list[str]:
     """What the literature reports for this recipe, one line a number, with its source.
 
-    One line says why, where the comparison ran another recipe than the one of its name; none where nothing is reported.
+    One line says why, where the plan has another recipe than the one of its name; none where nothing is reported.
     """
-    plan = comparison.plan
     if plan.recipe.reported and not reported_of(plan):
         if plan.recipe.name not in RECIPES:
             return [f"reported numbers are left out: no recipe of setwise has the name {plan.recipe.name}"]
@@ -38,6 +39,12 @@ def reported_lines(comparison: Comparison) -> list[str]:
         f"reported: {names_of([])(number.metric)}, {number.variant}: {percent(number.value)} ({number.source})"
         for number in reported_of(plan)
     ]
+
+
+def reported_of_variant(recipe: Recipe) -> list[str]:
+    """The same of one run: the lines of its variant."""
+    own = tuple(number for number in recipe.reported if number.variant == recipe.variant)
+    return reported_lines(Plan(replace(recipe, reported=own), (), ()))
 
 
 def reported_of(plan: Plan) -> tuple[Reported, ...]:
@@ -63,7 +70,7 @@ def departures(plan: Plan) -> list[str]:
         return []
     then = flat(known)
     # Published numbers were chosen on test, so a run that does so is nearer to them, not farther.
-    of_the_choice = ("select_on", "trainer.select") if plan.recipe.select_on == "test" else ()
+    of_the_choice = ("select_on", "primary", "trainer.select") if plan.recipe.select_on == "test" else ()
     found = []
     for field, value in flat(plan.recipe).items():
         if field in (*NOT_SAID, *OF_THE_MACHINE, *OF_THE_ARMS, *of_the_choice):

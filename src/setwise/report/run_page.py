@@ -1,10 +1,12 @@
 """The report of a single run."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from setwise.recipes import yaml_file
-from setwise.report.markup import Html, document, element, section, table
+from setwise.report.literature import reported_of_variant
+from setwise.report.markup import Html, document, element, linked, section, table
 from setwise.report.parts import command, curves_part, fold, heat_table, recipe_part, verdict_part
 from setwise.report.records import confusion, run_notes
 from setwise.report.wording import (
@@ -40,7 +42,7 @@ def write_run_report(root: Path) -> Path:
     page = document(
         f"{recipe.name}, {line['variant']}, seed {line['seed']}",
         verdict_part("Run", f"{recipe.name}, {line['variant']}, seed {line['seed']}", "", value),
-        _metrics(line["metrics"], primary, selecting_part(recipe)),
+        _metrics(line["metrics"], primary, selecting_part(recipe), reported_of_variant(recipe)),
         _classes(classes),
         _confusion(folder, classes, adjusted=primary.startswith(ADJUSTED)),
         curves_part({line["variant"]: [folder.path]}, primary),
@@ -51,7 +53,7 @@ def write_run_report(root: Path) -> Path:
     return path
 
 
-def _metrics(metrics: dict[str, float], primary: str, part: str) -> Html | None:
+def _metrics(metrics: dict[str, float], primary: str, part: str, reported: Sequence[str]) -> Html | None:
     raw = list(dict.fromkeys(metric.removeprefix(ADJUSTED) for metric in metrics))
     both = any(metric.startswith(ADJUSTED) for metric in metrics)
     rows = [
@@ -65,7 +67,8 @@ def _metrics(metrics: dict[str, float], primary: str, part: str) -> Html | None:
     if both:
         said += f" Adjusted: class bias taken out by logit adjustment, at the strength that the {part} part prefers."
     shown = table(heads, rows, marked=[raw.index(primary.removeprefix(ADJUSTED))])
-    return section("Metrics", shown, element("p", said, class_="faint"))
+    literature = (element("p", linked(line), class_="faint") for line in reported)
+    return section("Metrics", shown, element("p", said, class_="faint"), *literature)
 
 
 def _classes(classes: list[dict[str, Any]]) -> Html | None:

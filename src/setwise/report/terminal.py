@@ -46,7 +46,7 @@ def comparison_table(comparison: Comparison) -> Group:
         parts.insert(1, Text(warning, style="bold red"))
     if kinds := kinds_of_neighbours(comparison):
         parts += [Text(), _kinds_table(comparison, kinds), Text(P_LEGEND, style="dim")]
-    parts += [Text(line) for line in reported_lines(comparison)]
+    parts += [Text(line) for line in reported_lines(comparison.plan)]
     return Group(*parts)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from setwise.judge import Comparison
 from setwise.metrics import Interval, lower_is_better
 from setwise.recipes import Recipe
+from setwise.recipes.stages import stages
 
 __all__ = [
     "ADJUSTED",
@@ -51,23 +52,25 @@ ORDER = ("mean_average_precision", "balanced_accuracy", "accuracy", "many", "med
 class Names:
     """Names of metrics; "raw" and "adjusted" are told apart where there are both."""
 
-    both: bool
+    adjusted: frozenset[str] = frozenset()
+    """Metrics that are there after logit adjustment, too."""
 
     def __call__(self, metric: str) -> str:
         """The metric in words.
 
-        >>> Names(both=True)("adjusted_balanced_accuracy")
-        'balanced accuracy, adjusted'
+        >>> names = Names(frozenset({"adjusted_ece"}))
+        >>> names("adjusted_ece"), names("ece"), names("experts_used")
+        ('calibration error, adjusted', 'calibration error, raw', 'experts asked, of all')
         """
         name = NAMES.get(metric.removeprefix(ADJUSTED), metric.removeprefix(ADJUSTED).replace("_", " "))
         if metric.startswith(ADJUSTED):
             return f"{name}, adjusted"
-        return f"{name}, raw" if self.both else name
+        return f"{name}, raw" if ADJUSTED + metric in self.adjusted else name
 
 
 def names_of(metrics: Iterable[str]) -> Names:
     """Names fit for these metrics."""
-    return Names(both=any(metric.startswith(ADJUSTED) for metric in metrics))
+    return Names(frozenset(metric for metric in metrics if metric.startswith(ADJUSTED)))
 
 
 def direction(metrics: Iterable[str]) -> str:
@@ -102,7 +105,9 @@ def selection_warning(recipe: Recipe) -> str:
 
 def selected(recipe: Recipe) -> str:
     """What the selecting part selects, with its verb."""
-    return "logit adjustment was" if recipe.trainer.select == "last" else "weights and logit adjustment were"
+    chosen = ["weights"] * any(stage.trainer.select != "last" for stage in stages(recipe))
+    chosen += ["class weights' exponent"] * (recipe.head.name == "tau") + ["logit adjustment"]
+    return f"{', '.join(chosen[:-1])} and {chosen[-1]} were" if len(chosen) > 1 else f"{chosen[0]} was"
 
 
 def selecting_part(recipe: Recipe) -> str:
