@@ -10,7 +10,7 @@ from torch import Tensor
 
 from setwise.errors import InvalidInput
 from setwise.losses.long_tailed import BalancedSoftmax
-from setwise.losses.targets import check_counts, check_labels
+from setwise.losses.targets import check_counts, check_labels, full
 from setwise.nn import streams
 
 __all__ = ["PaCo", "nt_xent", "parametric_contrastive"]
@@ -46,7 +46,7 @@ def nt_xent(
             "[N, D] of at least one sample."
         )
     _check_above_zero(temperature=temperature)
-    views = F.normalize(torch.cat([_full(one), _full(other)]))
+    views = F.normalize(torch.cat([full(one), full(other)]))
     similarity = views @ views.T / temperature  # [2N, 2N]
     similarity = similarity.masked_fill(_itself(similarity), -torch.inf)
     partner = torch.arange(len(views), device=views.device).roll(len(one))
@@ -118,9 +118,9 @@ def parametric_contrastive(
             f"Features and labels must pair up: `query` is {list(query.shape)} with {len(target)} labels, `others` "
             f"{list(others.shape)} with {len(others_target)}."
         )
-    query, features = _full(query), torch.cat([_full(query), _full(others.detach())])
+    query, features = full(query), torch.cat([full(query), full(others.detach())])
     log_prior = (counts / counts.sum() + PRIOR_FLOOR).log().to(class_logits.device)
-    centres = (_full(class_logits) + log_prior) / prior_temperature  # [N, K]
+    centres = (full(class_logits) + log_prior) / prior_temperature  # [N, K]
     contrast = query @ features.T / temperature  # [N, N + M]
     itself = _itself(contrast)
     same = (target[:, None] == torch.cat([target, others_target])) & ~itself
@@ -214,10 +214,6 @@ class PaCo(BalancedSoftmax):
 def _itself(table: Tensor) -> Tensor:
     """Where row and column are one sample; columns may go on beyond the rows."""
     return torch.eye(*table.shape, dtype=torch.bool, device=table.device)
-
-
-def _full(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _check_above_zero(**values: float) -> None:

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int64, Shaped
 from torch import Tensor, nn
 
 from setwise.errors import InvalidInput
-from setwise.losses.targets import check_counts, check_labels, check_multi_hot
+from setwise.losses.targets import check_counts, check_labels, check_multi_hot, full
 
 __all__ = ["LDAM", "BalancedSoftmax", "BinaryCrossEntropy", "Criterion", "CrossEntropy", "FocalLoss"]
 
@@ -90,7 +90,7 @@ class CrossEntropy(Criterion):
     def forward(self, logits: Float[Tensor, "n k"], target: Shaped[Tensor, "..."]) -> Float[Tensor, "n"]:
         """Losses ``[N]``; raises InvalidInput if the target does not fit the logits."""
         check_labels(logits, target)
-        logits = _full(logits)
+        logits = full(logits)
         return _cross_entropy(logits, target, self.weights_now(logits), label_smoothing=self.label_smoothing)
 
 
@@ -129,7 +129,7 @@ class BalancedSoftmax(Criterion):
         """Losses ``[N]``; raises InvalidInput if the target or the counts do not fit the logits."""
         check_labels(logits, target)
         _check_classes("counts", self.log_counts, logits)
-        logits = _full(logits)
+        logits = full(logits)
         adjusted = logits + self.log_counts if self.training else logits
         return _cross_entropy(adjusted, target, self.weights_now(logits))
 
@@ -183,7 +183,7 @@ class LDAM(Criterion):
         """Losses ``[N]``; raises InvalidInput if target or counts do not fit the logits, or the target is soft."""
         check_labels(logits, target, soft=False)
         _check_classes("counts", self.margins, logits)
-        logits = _full(logits)
+        logits = full(logits)
         if self.training:
             margin = self.scale * self.margins.to(logits.dtype)[target]  # [N]
             logits = logits.scatter_add(1, target[:, None], -margin[:, None])
@@ -222,7 +222,7 @@ class FocalLoss(Criterion):
     def forward(self, logits: Float[Tensor, "n k"], target: Shaped[Tensor, "..."]) -> Float[Tensor, "n"]:
         """Losses ``[N]``; raises InvalidInput if the target does not fit the logits."""
         check_labels(logits, target)
-        logits = _full(logits)
+        logits = full(logits)
         log_p = logits.log_softmax(1)
         # 1 - p = 0 has no gradient for a gamma below 1; the smallest normal number stands in for it
         rest = (-torch.expm1(log_p)).clamp_min(torch.finfo(log_p.dtype).tiny)
@@ -251,15 +251,10 @@ class BinaryCrossEntropy(Criterion):
     def forward(self, logits: Float[Tensor, "n k"], target: Shaped[Tensor, "..."]) -> Float[Tensor, "n"]:
         """Losses ``[N]``; raises InvalidInput unless the target is floating-point ``[N, K]``."""
         check_multi_hot(logits, target)
-        logits = _full(logits)
+        logits = full(logits)
         losses = F.binary_cross_entropy_with_logits(logits, target.to(logits.dtype), reduction="none")  # [N, K]
         weights = self.weights_now(logits)
         return losses.mean(1) if weights is None else (losses * weights).sum(1) / weights.sum()
-
-
-def _full(logits: Tensor) -> Tensor:
-    """At least float32: a log-softmax in half precision loses the small losses."""
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _cross_entropy(

@@ -3,14 +3,13 @@
 Letters: ``N`` rows of logits (both streams, if there are two), ``K`` classes, ``D`` width of the projected features.
 """
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
 from setwise.errors import InvalidInput
 from setwise.losses.long_tailed import CrossEntropy
-from setwise.losses.targets import check_counts, check_labels
+from setwise.losses.targets import check_counts, check_labels, full
 
 __all__ = ["GLMC", "mixture_consistency", "rare_class_weights"]
 
@@ -109,7 +108,7 @@ class GLMC(CrossEntropy):
         """
         check_labels(logits, target)
         plain, weighted = (
-            -(shares * scores.to(torch.promote_types(scores.dtype, torch.float32)).log_softmax(1)).sum(1)
+            -(shares * full(scores).log_softmax(1)).sum(1)
             for scores, shares in ((beside, target), (logits, target * self.rare.to(target.dtype)))
         )
         kept = 1 - progress**2

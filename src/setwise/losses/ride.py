@@ -11,7 +11,7 @@ from torch import Tensor
 
 from setwise.errors import InvalidInput
 from setwise.losses.long_tailed import LDAM
-from setwise.losses.targets import check_rows
+from setwise.losses.targets import check_rows, full
 
 __all__ = ["RIDE", "distillation"]
 
@@ -95,7 +95,7 @@ class RIDE(LDAM):
 
     def _disagreement(self, logits: Tensor) -> Float[Tensor, "n"]:
         """KL between the mean's and each expert's probabilities, added up, times the temperature squared."""
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        logits = full(logits)
         weighted = self.weights_now(logits[:, 0]) is not None
         t = self.temperature.to(logits.dtype) if weighted else torch.ones_like(self.temperature)
         mean = (logits.mean(1, keepdim=True).detach() / t).log_softmax(2)  # [N, 1, K]
@@ -128,8 +128,9 @@ def distillation(
     """
     if temperature <= 0:
         raise InvalidInput(f"`temperature` ({temperature}) must be above 0.")
-    one, other = (logits.mean(1) if logits.dim() == 3 else logits for logits in (student, teacher.detach()))
+    scores = (full(student), full(teacher.detach()))
+    one, other = (logits.mean(1) if logits.dim() == 3 else logits for logits in scores)
     if one.shape != other.shape:
         raise InvalidInput(f"`student` is {list(one.shape)} and `teacher` {list(other.shape)}; they must agree.")
-    mine, wanted = (F.log_softmax(logits.float() / temperature, 1) for logits in (one, other))
+    mine, wanted = (F.log_softmax(logits / temperature, 1) for logits in (one, other))
     return temperature**2 * F.kl_div(mine, wanted, reduction="none", log_target=True).sum(1)

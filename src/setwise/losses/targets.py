@@ -6,12 +6,18 @@ which makes the GPU wait in every step; there, the kernels of the losses stop at
 
 from collections.abc import Sequence
 
+import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
 from setwise.errors import InvalidInput
 
-__all__ = ["check_counts", "check_labels", "check_multi_hot", "check_rows"]
+__all__ = ["check_counts", "check_labels", "check_multi_hot", "check_rows", "full"]
+
+
+def full(x: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
+    """At least float32: a log-softmax in half precision loses the small losses."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def check_rows(logits: Shaped[Tensor, "n k"], target: Shaped[Tensor, "..."]) -> None:

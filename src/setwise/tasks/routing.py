@@ -3,7 +3,7 @@
 from typing import cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from setwise.data import Batch, BatchOfViews
@@ -41,9 +41,12 @@ class Routing(Classification):
 
     def further_metrics(self, found: dict[str, Tensor]) -> dict[str, float]:
         """``experts_used``: the mean number of experts that were asked, as a part of all of them."""
-        return {"experts_used": float(found["used"].double().mean()) / len(self.head.experts.classifiers)}
+        return {"experts_used": _mean(found["used"]) / len(self.head.experts.classifiers)}
 
     def remarks(self, found: dict[str, Tensor]) -> tuple[str, ...]:
         """The mean number itself."""
-        mean, number = float(found["used"].double().mean()), len(self.head.experts.classifiers)
-        return (f"Experts asked: {mean:.2f} of {number} on average.",)
+        return (f"Experts asked: {_mean(found['used']):.2f} of {len(self.head.experts.classifiers)} on average.",)
+
+
+def _mean(used: Int64[Tensor, "B"]) -> float:
+    return float(used.double().mean())
