@@ -17,6 +17,7 @@ __all__ = ["GLMC", "mixture_consistency", "rare_class_weights"]
 def rare_class_weights(counts: Int64[Tensor, "k"], power: float = 1.2) -> Float[Tensor, "k"]:
     """Class weights ``n_j ** -power``, scaled to a sum of ``K``.
 
+    >>> import torch
     >>> rare_class_weights(torch.tensor([4, 1]), power=0.5)
     tensor([0.6667, 1.3333])
     """
@@ -34,6 +35,7 @@ def mixture_consistency(prediction: Float[Tensor, "n d"], projection: Float[Tens
 
     Source: Du et al., GLMC, CVPR 2023, arXiv:2305.08661, after Chen and He, SimSiam, CVPR 2021, arXiv:2011.10566.
 
+    >>> import torch
     >>> mixture_consistency(torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([[1.0, 0.0], [1.0, 0.0]]))
     tensor([-1., -0.])
     """
@@ -60,6 +62,7 @@ class GLMC(CrossEntropy):
     Source: Du et al., GLMC, CVPR 2023, arXiv:2305.08661; values as the authors gave them in issues 3, 5 and 9 of their
     repository, ynu-yangpeng/GLMC.
 
+    >>> import torch
     >>> criterion = GLMC(counts=torch.tensor([9, 1]))
     >>> zeros, halves = torch.zeros(1, 2), torch.tensor([[0.5, 0.5]])
     >>> criterion.mixed(zeros, zeros, halves, progress=0.0)  # log 2
