@@ -245,7 +245,7 @@ def test_labels_cannot_choose_neighbours_at_test(attend):
         ({"optimizer__schedule": "multistep"}, r"--optimizer\.schedule multistep needs `optimizer\.milestones`"),
         (
             {"optimizer__lr": -0.1, "optimizer__official_squared_lr": True},
-            r"`optimizer\.lr` \(-0\.1\) must be 0 or more",
+            r"`optimizer\.lr` must be at least 0, but it is -0\.1",
         ),
         ({"criterion__teacher_temperature": 0.0, "criterion__teacher": "x"}, r"must be above 0, but it is 0"),
         ({"data__sampler": "class-aware", "data__mixup": 1.0}, "four images of a class in a row"),

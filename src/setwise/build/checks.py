@@ -71,23 +71,18 @@ def check_numbers(recipe: Recipe) -> None:
     """
     at_least = {"trainer.epochs": 1, "trainer.val_every": 1, "trainer.checkpoint_every": 1, "trainer.patience": 1}
     at_least |= {"trainer.max_steps": 1, "trainer.devices": 1, "trainer.num_nodes": 1, "num_seeds": 1}
-    at_least |= {
-        "relation.official_replicas": 1,
-        "relation.related_weight": 0,
-        "relation.memory": 0,
-        "relation.num_inducing": 1,
-    }
+    at_least |= {"relation.related_weight": 0, "relation.memory": 0, "relation.num_inducing": 1}
+    at_least |= {"relation.official_replicas": 1, "optimizer.lr": 0}
     at_least |= {"data.batch_size": 1, "data.micro_batch": 1, "optimizer.every": 1, "optimizer.warmup_epochs": 0}
     for path, smallest in at_least.items():
         group, _, name = path.rpartition(".")
         value = getattr(getattr(recipe, group) if group else recipe, name)
         if value is not None and value < smallest:
             raise InvalidInput(f"`{path}` must be at least {smallest}, but it is {value}.")
-    part = recipe.optimizer
-    if part.lr < 0 or (part.schedule == "multistep" and not part.milestones):
+    if recipe.optimizer.schedule == "multistep" and not recipe.optimizer.milestones:
         raise InvalidInput(
-            f"`optimizer.lr` ({part.lr:g}) must be 0 or more, and --optimizer.schedule multistep needs "
-            "`optimizer.milestones`, the epochs at which it is multiplied by gamma."
+            "--optimizer.schedule multistep needs `optimizer.milestones`, the epochs at which the learning rate is "
+            "multiplied by gamma, but it has none: name some, or take --optimizer.schedule constant."
         )
     if recipe.trainer.select != "last" and recipe.trainer.epochs < recipe.trainer.val_every:
         raise InvalidInput(
