@@ -11,6 +11,7 @@ from setwise.recipes.schema import (
     Criterion,
     Head,
     Optimizer,
+    Ran,
     Recipe,
     Relation,
     Reported,
@@ -98,6 +99,14 @@ CIFAR100_RIDE_SHORT = CIFAR100_RIDE.override(
         "criterion.reweight_epoch": 24,
         "optimizer.milestones": (24, 27),
         "trainer.precision": "bf16-mixed",
+        "ran": (
+            Ran(
+                command="setwise compare cifar100-lt-ride-short --data.root DIR",
+                commit="96e1af63296a",
+                result="-3.7 [-15.2, +3.9], 3 seeds",
+                details="benchmarks/results/long_tailed.md",
+            ),
+        ),
     }
 )
 
