@@ -1,34 +1,27 @@
-"""Run plain, related and control over the same seeds, in parallel processes, and continue where it was broken off."""
+"""Run plain, related and control over the same seeds, and continue where it was broken off."""
 
 import itertools
 import json
-import multiprocessing
-import queue
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from lightning.pytorch.callbacks import Callback
 
 from setwise.build import WITHOUT_RELATION
-from setwise.data.images import num_cores
-from setwise.errors import InvalidInput, RunError, SetwiseError, Stopped, choose
+from setwise.errors import InvalidInput, RunError, choose
+from setwise.jobs import Job, Progress, run_jobs
 from setwise.judge import Arm, Plan, read_plan, write_plan
-from setwise.launch import end_with_parent, started, stopped_by_sigterm
+from setwise.launch import started
 from setwise.metrics import lower_is_better
 from setwise.nn.attend import ATTEND
 from setwise.recipes import Recipe
-from setwise.recipes.stages import stage_before, stages
-from setwise.run import fit, rehearse
+from setwise.recipes.stages import stage_before
+from setwise.run import rehearse
 from setwise.run_folder import RunFolder, read_lines, write_whole
 
-__all__ = ["Progress", "compare", "make_plan"]
+__all__ = ["compare", "make_plan"]
 
 TUNING_SEED = 100_000
 """Tuning runs have seeds of their own, so that no seed of the comparison has been chosen for."""
@@ -52,15 +45,6 @@ TUNABLE = (
 )
 
 Say = Callable[[str], None]
-Progress = Callable[[str, float], None]
-"""Told which run moved, and how many of the epochs of all runs are done, 0..1."""
-
-
-@dataclass(frozen=True)
-class _Job:
-    name: str
-    recipe: Recipe
-    folder: Path
 
 
 def make_plan(recipe: Recipe, *, attend: Sequence[str] = (), tune: Mapping[str, Sequence[Any]] | None = None) -> Plan:
@@ -157,11 +141,11 @@ def compare(
     tuning = settings / (settings + runs)  # its part of all runs; every arm has as many
     plan = _tune(plan, root, workers, lambda name, done: progress(name, done * tuning), say)
     jobs = [
-        _Job(f"{arm.name}, seed {seed}", _recipe(plan, arm, seed), plan.folder(root, arm, seed))
+        Job(f"{arm.name}, seed {seed}", _recipe(plan, arm, seed), plan.folder(root, arm, seed))
         for seed in plan.seeds
         for arm in plan.arms
     ]
-    _work(jobs, workers, lambda name, done: progress(name, tuning + done * (1 - tuning)))
+    run_jobs(jobs, workers, lambda name, done: progress(name, tuning + done * (1 - tuning)))
     lines = [read_lines(RunFolder(job.folder).results)[-1] for job in jobs]
     for line, (_, arm) in zip(lines, itertools.product(plan.seeds, plan.arms), strict=True):
         line["recipe"] += "".join(f" --{name} {value}" for name, value in arm.settings.items())
@@ -197,7 +181,7 @@ def _tune(plan: Plan, root: Path, workers: int | None, progress: Progress, say: 
     tuned, log = [], []
     trials = {
         arm.name: [
-            _Job(
+            Job(
                 f"tuning {arm.name}, setting {number + 1} of {len(grid)}",
                 _recipe(plan, replace(arm, settings=arm.settings | setting), TUNING_SEED),
                 root / "tuning" / arm.name / f"setting-{number}",
@@ -206,7 +190,7 @@ def _tune(plan: Plan, root: Path, workers: int | None, progress: Progress, say: 
         ]
         for arm in plan.arms
     }
-    _work([job for jobs in trials.values() for job in jobs], workers, progress)
+    run_jobs([job for jobs in trials.values() for job in jobs], workers, progress)
     for arm in plan.arms:
         scores = [_validation(job) for job in trials[arm.name]]
         best = grid[int(np.argmin(scores) if lower_is_better(plan.recipe.primary) else np.argmax(scores))]
@@ -219,142 +203,10 @@ def _tune(plan: Plan, root: Path, workers: int | None, progress: Progress, say: 
     return plan
 
 
-def _validation(job: _Job) -> float:
+def _validation(job: Job) -> float:
     with np.load(RunFolder(job.folder).predictions, allow_pickle=False) as saved:
         return float(saved[f"val_{job.recipe.primary}"])
 
 
 def _silent(name: str, done: float) -> None:
     pass
-
-
-def _work(jobs: Sequence[_Job], workers: int | None, progress: Progress) -> None:
-    """Run all jobs that are not complete; those already begun continue from their checkpoints."""
-    todo = [job for job in jobs if not RunFolder(job.folder).complete]
-    if not todo:
-        return
-    asked = workers or _default_workers(todo[0].recipe)
-    # Of all workers, also where few runs are left: sums round otherwise with more threads, and a resumed comparison
-    # is to end as an unbroken one.
-    threads = max(1, num_cores() // asked)
-    workers = min(len(todo), asked)
-    share = 1 / len(jobs)
-    finished = len(jobs) - len(todo)
-    if asked == 1:
-        failed: dict[str, BaseException] = {}
-        for number, job in enumerate(todo):
-            base = (finished + number) * share
-            try:
-                _train(job, _EpochReport(job, partial(_move, progress, base, share)))
-            except Stopped:
-                raise
-            except SetwiseError as error:
-                failed[job.name] = error
-            progress(job.name, base + share)
-        _raise_failures(failed, len(todo))
-        return
-    with stopped_by_sigterm():
-        _work_in_parallel(todo, workers, threads, _Share(finished, share), progress)
-
-
-def _move(progress: Progress, base: float, share: float, name: str, part: float) -> None:
-    progress(name, base + part * share)
-
-
-@dataclass(frozen=True)
-class _Share:
-    """Jobs that were complete before, and the part that one job is of all."""
-
-    finished: int
-    of_one: float
-
-
-def _work_in_parallel(todo: Sequence[_Job], workers: int, threads: int, share: _Share, progress: Progress) -> None:
-    context = multiprocessing.get_context("spawn")  # a forked child would inherit torch's threads in any state
-    messages = context.Queue()
-    parts = {job.name: 0.0 for job in todo}
-    failed: dict[str, BaseException] = {}
-    with ProcessPoolExecutor(workers, context, _start_worker, (messages, threads)) as pool:
-        try:
-            futures: dict[Future[None], str] = {pool.submit(_train_in_worker, job): job.name for job in todo}
-            pending = set(futures)
-            while pending:
-                done, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
-                for name, part in [*_drain(messages), *((futures[future], 1.0) for future in done)]:
-                    parts[name] = max(parts[name], part)
-                    progress(name, (share.finished + sum(parts.values())) * share.of_one)
-                failed |= {futures[future]: error for future in done if (error := future.exception()) is not None}
-        except (KeyboardInterrupt, Stopped):
-            pool.shutdown(wait=False, cancel_futures=True)
-            for child in multiprocessing.active_children():
-                child.kill()  # Lightning answers a mere SIGTERM when its epoch is over; checkpoints are written whole
-            raise
-    _raise_failures(failed, len(todo))
-
-
-def _raise_failures(failed: Mapping[str, BaseException], number: int) -> None:
-    if not failed:
-        return
-    name, error = next(iter(failed.items()))
-    if isinstance(error, BrokenProcessPool):
-        reason = "a worker process was ended from outside; if memory ran out, lower --workers or --data.batch-size"
-    else:
-        reason = f"{name}: {error}"
-    raise RunError(
-        f"{len(failed)} of {number} runs did not finish ({reason}). The others are kept; --resume continues."
-    ) from error
-
-
-def _drain(messages: "multiprocessing.Queue[tuple[str, float]]") -> Iterator[tuple[str, float]]:
-    while True:
-        try:
-            yield messages.get_nowait()
-        except queue.Empty:
-            return
-
-
-def _default_workers(recipe: Recipe) -> int:
-    on_cpu = recipe.trainer.accelerator == "cpu" or (
-        recipe.trainer.accelerator == "auto" and not torch.accelerator.is_available()
-    )
-    return num_cores() if on_cpu else 1
-
-
-class _EpochReport(Callback):
-    """Says after every epoch which part of a run is done; its stages count alike."""
-
-    def __init__(self, job: _Job, tell: Callable[[str, float], None]) -> None:
-        self.name, self.tell = job.name, tell
-        self.stages, self.begun, folder = len(stages(job.recipe)), 0, RunFolder(job.folder)
-        for _ in range(self.stages - 1):  # those that a broken comparison has finished already
-            folder = RunFolder(folder.before)
-            self.begun += folder.complete
-
-    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        self.begun += 1
-
-    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        part = (trainer.current_epoch + 1) / (trainer.max_epochs + 1)
-        self.tell(self.name, (self.begun - 1 + part) / self.stages)
-
-
-def _train(job: _Job, report: _EpochReport) -> None:
-    fit(job.recipe, job.folder, resume=True, progress=False, say=_mute, callbacks=(report,))
-
-
-def _mute(sentence: str) -> None:
-    """What a run has to say was said once, at the rehearsal."""
-
-
-_messages: Any = None
-
-
-def _start_worker(messages: Any, threads: int) -> None:
-    global _messages
-    _messages = messages
-    end_with_parent()
-    torch.set_num_threads(threads)
-
-
-def _train_in_worker(job: _Job) -> None:
-    _train(job, _EpochReport(job, lambda name, part: _messages.put((name, part))))
