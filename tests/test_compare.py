@@ -12,8 +12,9 @@ import pytest
 from setwise.cli.verbs import _tuned
 from setwise.compare import TUNING_SEED, compare, make_plan
 from setwise.errors import InvalidInput, RunError, SetwiseError, Stopped, UnknownName
-from setwise.judge import judge, read_plan, write_plan
+from setwise.judge import Arm, judge, read_plan, write_plan
 from setwise.recipes import RECIPES
+from setwise.run import load_run
 from setwise.run_folder import RunFolder, read_lines
 
 TINY = RECIPES["digits-lt"].override(
@@ -24,10 +25,11 @@ TINY = RECIPES["digits-lt"].override(
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory):
     root = tmp_path_factory.mktemp("compare")
-    plan = make_plan(TINY.override({"num_seeds": 2}), attend=("same-class", "other-class"))
+    late = {"num_seeds": 2, "optimizer.warmup_epochs": 2}
+    plan = make_plan(TINY.override(late), attend=("same-class", "other-class"))
     told, said = [], []
     compare(plan, root, workers=2, progress=lambda name, done: told.append(done), say=said.append)
-    assert said == []  # digits have nothing to say
+    assert said == ["`optimizer.warmup_epochs` (2) is not reached in 2 epochs."]  # once, not by every run
     return root, told
 
 
@@ -77,7 +79,7 @@ def test_differences_are_those_of_the_metrics(compared):
 
 def test_a_broken_comparison_is_finished_and_gives_the_same_lines(compared, tmp_path):
     root, _ = compared
-    plan = make_plan(TINY.override({"num_seeds": 2}), attend=("same-class", "other-class"))
+    plan = read_plan(root)
     compare(plan, tmp_path, workers=1)
     folder = RunFolder(plan.folder(tmp_path, plan.arms[2], 1))
     folder.results.unlink()  # as if it had been killed before the end
@@ -157,6 +159,24 @@ def test_tuning_on_an_error_prefers_the_smaller_one(tmp_path):
     for arm in read_plan(tmp_path).arms:
         scores = {line["setting"]["optimizer.lr"]: line["validation"] for line in log if line["arm"] == arm.name}
         assert arm.settings["optimizer.lr"] == min(scores, key=scores.get)
+
+
+def test_no_setting_undoes_what_makes_a_control(tmp_path):
+    plan = make_plan(TINY.override({"num_seeds": 1}), tune={"relation.attention_dropout": [0.1, 0.2]})
+    compare(plan, tmp_path, workers=1)
+    for arm, rates in (("control", {0.0}), ("related", {0.1, 0.2})):
+        trained = [load_run(path.parent) for path in (tmp_path / "tuning" / arm).rglob("recipe.yaml")]
+        assert {layer.self_attn.dropout for _, task, _ in trained for layer in task.relation.layers} == rates
+        assert {recipe.relation.attend for recipe, _, _ in trained} == {"self" if arm == "control" else "all"}
+
+
+@pytest.mark.parametrize("options", [{}, {"tune": {"optimizer.lr": [0.1, 0.2]}}])
+def test_a_teacher_that_another_seed_cannot_have_is_refused_before_the_first_run(compared, tmp_path, options):
+    teacher = read_plan(compared[0]).folder(compared[0], Arm("plain", "plain", {}), 0)
+    recipe = TINY.override({"criterion.teacher": str(teacher), "num_seeds": 1 if options else 2})
+    with pytest.raises(InvalidInput, match="has seed 0, this run"):
+        compare(make_plan(recipe, **options), tmp_path / "out", workers=1)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from setwise.build import build_few_shot, build_task
+from setwise.build import build_few_shot, build_task, check_start
+from setwise.build.parts import make_backbone
 from setwise.cli import main
 from setwise.cli.options import GROUPS
 from setwise.data import DATASETS, TRANSFORMS
@@ -190,6 +191,17 @@ def test_numbers_of_replaced_features_stand_beside_recipes_that_replace_them():
         assert (recipe.relation.official_replace, recipe.relation.official_replicas) == (True, number)
         assert recipe.data.batch_size / number == images
         assert (shared.relation.official_replace, shared.relation.official_replicas, shared.reported) == (False, 1, ())
+
+
+def test_a_random_pool_is_never_frozen():
+    recipe = RECIPES["image-folder"].override({"backbone.pool": "attention"})
+    with pytest.raises(InvalidInput, match=r"which --backbone\.frozen would keep: train the pool first"):
+        check_start(recipe.override({"backbone.frozen": True, "backbone.pretrained": True}))
+    size = {"in_chans": 3, "image_size": 32, "say": lambda text: None}
+    with pytest.raises(InvalidInput, match=r"--backbone\.trained would keep: name global_pool, too"):
+        make_backbone(recipe.override({"backbone.trained": ("layer4",)}), **size)
+    trained = make_backbone(recipe.override({"backbone.trained": ("layer4", "global_pool")}), **size)
+    assert all(p.requires_grad for name, p in trained.named_parameters() if name.startswith("global_pool"))
 
 
 @pytest.mark.parametrize(("option", "value"), [("global-pool", "avg"), ("stem", "linear")])

@@ -2,14 +2,14 @@
 
 import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from setwise.build import WITHOUT_RELATION
+from setwise.build import WITHOUT_RELATION, Say
 from setwise.errors import InvalidInput, RunError, choose
 from setwise.jobs import Job, Progress, run_jobs
 from setwise.judge import Arm, Plan, read_plan, write_plan
@@ -20,6 +20,7 @@ from setwise.recipes import Recipe
 from setwise.recipes.stages import stage_before
 from setwise.run import rehearse
 from setwise.run_folder import RunFolder, read_lines, write_whole
+from setwise.work import say_nothing
 
 __all__ = ["compare", "make_plan"]
 
@@ -43,8 +44,6 @@ TUNABLE = (
     "trainer.epochs",
     "trainer.gradient_clip",
 )
-
-Say = Callable[[str], None]
 
 
 def make_plan(recipe: Recipe, *, attend: Sequence[str] = (), tune: Mapping[str, Sequence[Any]] | None = None) -> Plan:
@@ -134,6 +133,9 @@ def compare(
         for arm in plan.arms
     )
     rehearse(last, others=others, say=say)
+    if plan.recipe.criterion.teacher is not None:  # which may not fit another seed
+        for seed in (plan.seeds[-1], *[TUNING_SEED] * bool(plan.tune)):
+            rehearse(last.override({"seed": seed}), say=say_nothing)
     if not begun:
         _start(plan, root)
     progress = progress or _silent

@@ -20,6 +20,7 @@ from setwise.recipes import Recipe
 from setwise.recipes.stages import stages
 from setwise.run import fit
 from setwise.run_folder import RunFolder
+from setwise.work import say_nothing
 
 __all__ = ["Job", "Progress", "run_jobs"]
 
@@ -159,11 +160,8 @@ class _EpochReport(Callback):
 
 
 def _train(job: Job, report: _EpochReport) -> None:
-    fit(job.recipe, job.folder, resume=True, progress=False, say=_mute, callbacks=(report,))
-
-
-def _mute(sentence: str) -> None:
-    """What a run has to say was said once, at the rehearsal."""
+    # What a run has to say was said once, at the rehearsal.
+    fit(job.recipe, job.folder, resume=True, progress=False, say=say_nothing, callbacks=(report,))
 
 
 _messages: Any = None

@@ -4,7 +4,7 @@ import json
 import logging
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Callback, Timer
 from safetensors.torch import save
 from torch import nn
 
-from setwise.build import build_data, build_episode_data, build_loader
+from setwise.build import Say, build_data, build_episode_data, build_loader
 from setwise.checkpoints import read_checkpoint
 from setwise.data import Loader
 from setwise.episodes import episode_metrics, score_sets
@@ -28,11 +28,10 @@ from setwise.run_folder import RunFolder, commit, read_lines, unwritable, versio
 from setwise.scoring import Model, class_table, scores_of
 from setwise.tasks import Classification
 from setwise.trainer import make_trainer, meet_again
-from setwise.work import load_classification, load_few_shot, loaders_of, make_work
+from setwise.work import load_classification, load_few_shot, loaders_of, make_work, say_nothing
 
 __all__ = ["evaluate", "fit", "load_run", "make_trainer", "rehearse"]
 
-Say = Callable[[str], None]
 OF_A_START = {"environment.json", "environment.json.part", "recipe.yaml.part"}
 """What a run leaves that was killed before it had written its recipe."""
 
@@ -80,7 +79,7 @@ def _fit(
     if first:
         _check_folder(folder, recipe, resume=resume)
     else:
-        say = _say_nothing
+        say = say_nothing
     if folder.complete:
         say(f"{folder.path} is complete already; nothing to do.")
         return read_lines(folder.results)[-1], folder
@@ -89,7 +88,7 @@ def _fit(
     ready = recipe
     if (before := stage_before(recipe)) is not None:
         if not RunFolder(folder.before).complete:
-            rehearse(recipe, say=_say_nothing)  # what is wrong with the last stage is said before the first
+            rehearse(recipe, say=say_nothing)  # what is wrong with the last stage is said before the first
             if first:
                 _write_head(folder, recipe, ())
         say(f"Before {recipe.name}: {before.name}, in {folder.before}.")
@@ -138,10 +137,6 @@ def _notes_of(trainer: L.Trainer) -> tuple[str, ...]:
     """What was left out in training: steps without a number, images that could not be read."""
     guards = [c for c in trainer.callbacks if isinstance(c, NoNumber | Unreadable)]  # type: ignore[attr-defined]
     return tuple(note for guard in guards for note in guard.notes)
-
-
-def _say_nothing(text: str) -> None:
-    """All processes but the first are silent."""
 
 
 def rehearse(recipe: Recipe, *, others: Sequence[Recipe] = (), say: Say = print) -> None:

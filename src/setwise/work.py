@@ -1,7 +1,7 @@
 """A recipe made into what a run needs, whatever its task: network, loaders, evaluation, results."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from setwise.build import (
+    Say,
     build_data,
     build_episode_data,
     build_episode_loader,
@@ -31,9 +32,8 @@ from setwise.run_folder import RunFolder
 from setwise.scoring import Model, scores_of, write_results
 from setwise.tasks import TASKS, Classification, EpisodeScore, FewShot
 
-__all__ = ["Work", "load_classification", "load_few_shot", "loaders_of", "make_work"]
+__all__ = ["Work", "load_classification", "load_few_shot", "loaders_of", "make_work", "say_nothing"]
 
-Say = Callable[[str], None]
 Task = TypeVar("Task", Classification, FewShot)
 Described = TypeVar("Described", Model, EpisodicModel)
 PARTS = ("train", "val", "test")
@@ -55,7 +55,7 @@ class Work(Protocol):
         """What the data had to say."""
 
     def build(self, recipe: Recipe) -> None:
-        """Build the network of another recipe on the same data and drop it, for what that says."""
+        """Build the network of another recipe on the same data and drop it, for the errors of doing so."""
 
     def evaluate(self) -> Any:
         """Score validation and test; on all processes."""
@@ -76,7 +76,7 @@ class _Classifying:
     model: Model
 
     def build(self, recipe: Recipe) -> None:
-        _classification(recipe, self.model, _say_nothing)
+        _classification(recipe, self.model, say_nothing)
 
     def evaluate(self) -> dict[str, dict[str, Tensor]]:
         if isinstance(self.task.head, TauNormalized):
@@ -104,7 +104,7 @@ class _Episodic:
     """Test episodes of each set."""
 
     def build(self, recipe: Recipe) -> None:
-        _few_shot(recipe, self.model, _say_nothing)
+        _few_shot(recipe, self.model, say_nothing)
 
     def evaluate(self) -> tuple[list[EpisodeScore], dict[str, list[EpisodeScore]]]:
         return episode_scores(self.task, self.loaders["val"]), score_sets(self.task, self.tests)
@@ -119,8 +119,8 @@ class _Episodic:
         return write_episode_results(self.recipe, folder, self.model, val=val, tests=tests, seconds=seconds)
 
 
-def _say_nothing(text: str) -> None:
-    """It was said before."""
+def say_nothing(text: str) -> None:
+    """What was said before, or is another process's to say."""
 
 
 def make_work(recipe: Recipe, say: Say) -> Work:

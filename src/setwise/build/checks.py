@@ -98,8 +98,8 @@ def too_late(recipe: Recipe) -> tuple[str, ...]:
     planned = {
         "optimizer.warmup_epochs": part.warmup_epochs,
         "criterion.reweight_epoch": recipe.criterion.reweight_epoch,
+        "optimizer.milestones": max(steps, default=None),
     }
-    planned |= {"optimizer.milestones": max(steps, default=None)}
     return tuple(
         f"`{name}` ({epoch}) is not reached in {epochs} epoch{'s' * (epochs > 1)}."
         for name, epoch in planned.items()
@@ -136,11 +136,11 @@ def _check_head(recipe: Recipe) -> None:
             "--head.name tau trains nothing and is chosen by the accuracy of one class an image, from the plain "
             "features: leave out data.multi_label, relation.relate_at_test and trainer.select."
         )
-    changed = [name for name, value in vars(recipe.optimizer).items() if value != getattr(schema.Optimizer(), name)]
-    if recipe.head.name == "tau" and changed:
+    if recipe.head.name == "tau" and recipe.optimizer != (default := schema.Optimizer()):
+        changed = next(name for name, value in vars(recipe.optimizer).items() if value != getattr(default, name))
         raise InvalidInput(
-            f"--head.name tau trains nothing, so `optimizer.{changed[0]}` does nothing: leave it out, or give it to "
-            f"the first stage (--before.options.optimizer.{changed[0].replace('_', '-')})."
+            f"--head.name tau trains nothing, so `optimizer.{changed}` does nothing: leave it out, or give it to the "
+            f"first stage (--before.options.optimizer.{changed.replace('_', '-')})."
         )
     if recipe.head.name != "routed" and recipe.head.top_k != schema.Head().top_k:
         raise InvalidInput(f"`head.top_k` ({recipe.head.top_k}) is the routed head's: add --head.name routed.")

@@ -22,7 +22,7 @@ from setwise.models import (
     pretrained_statistics,
     without_classifier,
 )
-from setwise.nn import attention_pooling
+from setwise.nn import AttentionPool, attention_pooling
 from setwise.optim import lr_factor, make_optimizer
 from setwise.recipes import Recipe, schema
 from setwise.tasks.classification import OptimizerFactory
@@ -35,6 +35,7 @@ OFFICIAL_LR = 0.1
 """Of the relation over the network's, in the authors' Balanced Softmax code."""
 
 Say = Callable[[str], None]
+"""Told what a person should know."""
 Loaded = TypeVar("Loaded")
 AnySplits = TypeVar("AnySplits", Splits, FewShotSplits)
 
@@ -130,7 +131,18 @@ def make_backbone(recipe: Recipe, *, num_classes: int = 0, in_chans: int, image_
         raise InvalidInput("`backbone.trained` names parts that train, but --backbone.frozen forbids all: take one.")
     if part.trained:
         train_parts(backbone, part.trained)
+        if part.pool == "attention" and not part.weights:
+            _require_no_frozen_pool(backbone)
     return backbone
+
+
+def _require_no_frozen_pool(backbone: nn.Module) -> None:
+    for name, module in backbone.named_modules():
+        if isinstance(module, AttentionPool) and not all(p.requires_grad for p in module.parameters()):
+            raise InvalidInput(
+                f"`backbone.pool` attention begins with random weights, which --backbone.trained would keep: name "
+                f"{name}, too, or give weights that have it (--backbone.weights FILE)."
+            )
 
 
 def train_parts(backbone: nn.Module, beginnings: tuple[str, ...]) -> None:
