@@ -97,6 +97,7 @@ def test_data_says_where_a_data_set_comes_from(recipe, capsys, tmp_path):
         (["compare", "digits-lt", "--seeds", "0"], "at least one seed"),
         (["compare", "digits-lt", "--workers", "-1"], "`workers` must be at least 1"),
         (["train", "digits-lt", "--trainer.epochs", "-1"], "`trainer.epochs` must be at least 1"),
+        (["train", "digits-lt", "--optimizer.warmup-start", "2"], "`optimizer.warmup_start` is a share, from 0 to 1"),
         (["data", "imagefolder"], "did you mean 'image-folder'"),
         (["compare", "digits-lt", "--tune", "lr"], "takes group.field=value"),
         (["compare", "digits-lt", "--tune", "optimizer.lrr=1"], "did you mean 'lr'"),

@@ -278,6 +278,12 @@ def test_warmup_rises_linearly_to_one_whatever_follows(schedule):
     assert factors == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0])
 
 
+def test_warmup_rises_from_a_share_of_the_rate():
+    schedule = {"schedule": "cosine", "epochs": 10, "warmup_epochs": 5, "warmup_start": 0.5}
+    assert [lr_factor(e, **schedule) for e in range(6)] == pytest.approx([0.6, 0.7, 0.8, 0.9, 1.0, 1.0])
+    assert lr_factor(-1, **schedule) == pytest.approx(0.5)
+
+
 def numpy_normalised_adam(weights, gradients, *, lr, decay, steps):
     """The official step in plain numpy: L2 into the gradient, all gradients over one norm, then Adam."""
     moment = [np.zeros_like(w) for w in weights]

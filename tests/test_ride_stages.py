@@ -1,6 +1,7 @@
 """RIDE's further stages: experts that learn from a teacher, and as many of them as an image needs."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -61,7 +62,9 @@ def test_a_stage_that_was_broken_off_ends_as_an_unbroken_one(recipe, whole, tmp_
 def test_the_teacher_has_its_own_network_and_everything_else_in_common():
     first, last = stages(RECIPES["cifar100-lt-ride-distilled"].override({"seed": 4}))
     assert (first.backbone.options, last.backbone.options) == ({"num_experts": 6}, {})
-    assert (first.seed, first.data, first.optimizer) == (4, last.data, last.optimizer)
+    assert (first.seed, first.data, first.relation) == (4, last.data, last.relation)
+    assert (first.criterion.diversity, last.criterion.diversity) == (0.1, 0.2)
+    assert first.optimizer == replace(last.optimizer, warmup_epochs=5)
 
 
 def test_the_experts_keep_their_scale_when_they_are_asked():

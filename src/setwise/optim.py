@@ -114,6 +114,7 @@ def lr_factor(
     schedule: str,
     epochs: int,
     warmup_epochs: int = 0,
+    warmup_start: float = 0.0,
     milestones: Sequence[int] = (),
     every: int = 1,
     gamma: float = 0.1,
@@ -121,17 +122,21 @@ def lr_factor(
 ) -> float:
     """Factor on the learning rate in a 0-based epoch; ``early_step`` takes cosine's of the next one, as official code.
 
+    Warm-up rises in equal steps from ``warmup_start``, where it stands before the first epoch, to 1 in its last one.
+
     >>> [round(lr_factor(e, schedule="cosine", epochs=4), 3) for e in range(4)]
     [1.0, 0.854, 0.5, 0.146]
     >>> [round(lr_factor(e, schedule="cosine", epochs=4, early_step=True), 3) for e in range(4)]
     [0.854, 0.5, 0.146, 0.0]
     >>> [lr_factor(e, schedule="constant", epochs=4, warmup_epochs=2) for e in range(4)]
     [0.5, 1.0, 1.0, 1.0]
+    >>> [lr_factor(e, schedule="constant", epochs=4, warmup_epochs=2, warmup_start=0.5) for e in range(4)]
+    [0.75, 1.0, 1.0, 1.0]
     >>> [lr_factor(e, schedule="staircase", epochs=5, every=2, gamma=0.5) for e in range(5)]
     [1.0, 1.0, 0.5, 0.5, 0.25]
     """
     if epoch < warmup_epochs:
-        return (epoch + 1) / warmup_epochs
+        return warmup_start + (1 - warmup_start) * (epoch + 1) / warmup_epochs
     if schedule == "cosine":
         step = epoch - warmup_epochs + early_step
         return 0.5 * (1 + math.cos(math.pi * step / max(1, epochs - warmup_epochs)))

@@ -79,6 +79,10 @@ def check_numbers(recipe: Recipe) -> None:
         value = getattr(getattr(recipe, group) if group else recipe, name)
         if value is not None and value < smallest:
             raise InvalidInput(f"`{path}` must be at least {smallest}, but it is {value}.")
+    if not 0 <= recipe.optimizer.warmup_start <= 1:
+        raise InvalidInput(
+            f"`optimizer.warmup_start` is a share, from 0 to 1, but it is {recipe.optimizer.warmup_start}."
+        )
     if recipe.optimizer.schedule == "multistep" and not recipe.optimizer.milestones:
         raise InvalidInput(
             "--optimizer.schedule multistep needs `optimizer.milestones`, the epochs at which the learning rate is "

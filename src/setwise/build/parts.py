@@ -190,6 +190,7 @@ def optimizer_factory(recipe: Recipe) -> OptimizerFactory:
             schedule=part.schedule,
             epochs=recipe.trainer.epochs,
             warmup_epochs=part.warmup_epochs,
+            warmup_start=part.warmup_start,
             milestones=part.milestones,
             every=part.every,
             gamma=part.gamma,

@@ -31,7 +31,9 @@ class Optimizer:
     official_early_step: bool = False
     """Official Balanced Softmax code, cosine: stepped before each epoch, so that the last one has a rate of 0."""
     warmup_epochs: int = 0
-    """Epochs over which the learning rate rises linearly from near 0."""
+    """Epochs over which the learning rate rises linearly."""
+    warmup_start: float = 0.0
+    """Share of the learning rate from which it rises."""
     milestones: tuple[int, ...] = ()
     """multistep: epochs at which the learning rate is multiplied by gamma."""
     every: int = 1
