@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from setwise.recipes import RECIPES
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "src" / "setwise").rglob("*.py"))
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/results/*.md")])
 
 
 def test_imports_follow_the_layers():
@@ -55,12 +57,38 @@ def test_types_are_published():
     assert (Path(setwise.__file__).parent / "py.typed").is_file()
 
 
-def test_the_readme_lists_every_recipe_with_its_status():
-    table = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("| `")]
-    rows = {line.split("`")[1]: line for line in table}
+def anchors_of(page):
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_between_pages_lead_somewhere(page):
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if not link.startswith("https:"):
+            path, _, anchor = link.partition("#")
+            there = (page.parent / path).resolve() if path else page
+            assert there.is_file(), link
+            assert not anchor or anchor in anchors_of(there), link
+
+
+def rows_of(page):
+    table = [line for line in (ROOT / page).read_text().splitlines() if line.startswith("| `")]
+    return {line.split("`")[1]: line for line in table}
+
+
+def test_every_recipe_is_listed_with_its_status():
+    rows = rows_of("docs/recipes.md")
     assert set(rows) == set(RECIPES)
     for name, row in rows.items():
         assert ("**ran**" in row) == (RECIPES[name].status == "ran"), row
         for ran in RECIPES[name].ran:
             assert ran.result in row
             assert (ROOT / ran.details).is_file()
+
+
+def test_the_readme_shows_some_recipes_as_the_list_does_and_all_that_ran():
+    rows = rows_of("README.md")
+    assert rows.items() <= rows_of("docs/recipes.md").items()
+    assert rows.keys() >= {name for name, recipe in RECIPES.items() if recipe.status == "ran"}
+    assert f"These are {len(rows)} of {len(RECIPES)} recipes" in (ROOT / "README.md").read_text()
