@@ -263,7 +263,8 @@ def test_predict_names_an_image_it_cannot_read(trained_on_images, tmp_path, caps
 
 
 def test_export_writes_the_plain_model_in_all_formats(trained, tmp_path, capsys):
-    assert main(["export", str(trained), "--out", str(tmp_path / "out")]) == 0
+    every = ["--formats", "safetensors", "torch", "onnx"]
+    assert main(["export", str(trained), "--out", str(tmp_path / "out"), *every]) == 0
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "model.onnx",
         "model.pt2",
@@ -272,6 +273,14 @@ def test_export_writes_the_plain_model_in_all_formats(trained, tmp_path, capsys)
     assert not [name for name in load_file(tmp_path / "out" / "model.safetensors") if "relation" in name]
     assert capsys.readouterr().out.count("largest difference") == 3
     assert main(["export", str(trained), "--out", str(tmp_path / "out")]) == 1
+    assert "is not overwritten" in capsys.readouterr().err
+
+
+def test_a_package_that_an_export_lacks_is_named_before_the_first_file(trained, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("setwise.export.find_spec", lambda name: None)
+    assert main(["export", str(trained), "--out", str(tmp_path / "out"), "--formats", "torch", "onnx"]) == 1
+    assert "The onnx export needs the package onnx: pip install 'setwise[export]'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_transductive_run_is_not_exported(tmp_path, capsys):

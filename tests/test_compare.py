@@ -12,6 +12,7 @@ import pytest
 from setwise.cli.verbs import _tuned
 from setwise.compare import TUNING_SEED, compare, make_plan
 from setwise.errors import InvalidInput, RunError, SetwiseError, Stopped, UnknownName
+from setwise.jobs import _gpus
 from setwise.judge import Arm, judge, read_plan, write_plan
 from setwise.recipes import RECIPES
 from setwise.run import load_run
@@ -225,6 +226,22 @@ def test_what_the_data_has_to_say_is_said_once(tmp_path):
     said = []
     compare(make_plan(recipe.override({"num_seeds": 1})), tmp_path / "out", workers=1, say=said.append)
     assert len([sentence for sentence in said if "is the test part" in sentence]) == 1
+
+
+@pytest.mark.parametrize(
+    ("visible", "accelerator", "gpus"),
+    [
+        (None, "auto", ["0", "1", "0"]),
+        ("3,GPU-5", "gpu", ["3", "GPU-5", "3"]),
+        ("", "cpu", [None, None, None]),
+    ],
+)
+def test_workers_take_turns_among_the_gpus(monkeypatch, visible, accelerator, gpus):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert _gpus(TINY.override({"trainer.accelerator": accelerator}), 3) == gpus
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import fakes
 import numpy as np
@@ -23,6 +24,7 @@ from setwise.recipes import RECIPES
 from setwise.report import write_run_report
 from setwise.run_folder import RunFolder, fresh_folder, read_classes
 from setwise.scoring import scores_of
+from setwise.work import on_accelerator
 
 TINY = RECIPES["digits-lt"].override(
     {"trainer.epochs": 4, "trainer.checkpoint_every": 1, "trainer.val_every": 2, "backbone.options": {"width": 4}}
@@ -90,6 +92,25 @@ def test_a_loaded_run_scores_as_its_plain_network(finished):
     assert torch.equal(torch.cat(batches), scores["scores"])
     metrics = classification_metrics(scores["scores"], scores["target"], groups=task.groups)
     assert metrics["accuracy"] == line["metrics"]["accuracy"]
+
+
+def test_a_trained_network_computes_where_training_would_and_comes_back(monkeypatch):
+    class Network:
+        at = "cpu"
+
+        def to(self, device):
+            self.at = device
+
+        def cpu(self):
+            self.at = "cpu"
+
+    monkeypatch.setattr("torch.accelerator.current_accelerator", lambda check: "gpu")
+    for asked, where in {"auto": "gpu", "gpu": "gpu", "cpu": "cpu"}.items():
+        network = Network()
+        with suppress(ValueError), on_accelerator(network, TINY.override({"trainer.accelerator": asked})):
+            assert network.at == where
+            raise ValueError
+        assert network.at == "cpu"
 
 
 def test_the_same_seed_gives_the_same_weights(finished, tmp_path):

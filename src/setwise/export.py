@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,8 @@ __all__ = ["FORMATS", "Exported", "export"]
 
 TOLERANCE = 1e-5
 """Largest difference from the evaluated model, over the largest score."""
+NEEDED = {"onnx": ("onnx", "onnxscript", "onnxruntime")}
+"""Packages of a format that setwise itself does without."""
 BATCH = 3
 """Images in the check; one or two would hide a batch size that was frozen in."""
 
@@ -30,7 +33,7 @@ class Exported:
     """Largest difference of a score on the check's images, over the largest score."""
 
 
-def export(run: str | Path, out: Path, formats: Sequence[str] = ("safetensors", "torch", "onnx")) -> list[Exported]:
+def export(run: str | Path, out: Path, formats: Sequence[str] = ("safetensors", "torch")) -> list[Exported]:
     """Write the plain model, load each file again and compare it with the evaluated model.
 
     Args:
@@ -43,8 +46,16 @@ def export(run: str | Path, out: Path, formats: Sequence[str] = ("safetensors", 
         InvalidInput: if the run predicts transductively, which no exported model of single images can.
         RunError: if a file exists, a package is missing, or an exported model disagrees.
     """
-    for name in formats:
-        choose(name, FORMATS, "export format")
+    files = {name: out / f"model.{choose(name, FORMATS, 'export format')[1]}" for name in formats}
+    for name, path in files.items():  # what is wrong is said before the first file
+        missing = [package for package in NEEDED.get(name, ()) if find_spec(package) is None]
+        if missing:
+            raise RunError(
+                f"The {name} export needs the package {missing[0]}: pip install 'setwise[export]', or leave {name} out "
+                "of --formats."
+            )
+        if path.exists():
+            raise RunError(f"{path} exists already and is not overwritten; name another folder with --out.")
     _, task, model = load_run(run)
     if task.relate_at_test and task.relation is not None:
         raise InvalidInput(
@@ -64,12 +75,8 @@ def export(run: str | Path, out: Path, formats: Sequence[str] = ("safetensors", 
             f"The folder {out} cannot be written: {error.strerror or error}. Name another with --out."
         ) from error
     written = []
-    for name in formats:
-        write, suffix = FORMATS[name]
-        path = out / f"model.{suffix}"
-        if path.exists():
-            raise RunError(f"{path} exists already and is not overwritten; name another folder with --out.")
-        got = write(plain, images, path)
+    for name, path in files.items():
+        got = FORMATS[name][0](plain, images, path)
         difference = float((got - expected).abs().max() / expected.abs().max())
         if not difference <= TOLERANCE:
             path.unlink()
@@ -95,14 +102,8 @@ def _torch_export(model: nn.Module, images: Tensor, path: Path) -> Tensor:
 
 
 def _onnx(model: nn.Module, images: Tensor, path: Path) -> Tensor:
-    try:
-        import onnxruntime
-        import onnxscript  # noqa: F401  what torch's exporter needs
-    except ImportError as error:
-        raise RunError(
-            f"The ONNX export needs the package {error.name}: pip install 'setwise[export]', or leave onnx out of "
-            "--formats."
-        ) from error
+    import onnxruntime
+
     program = torch.onnx.export(_exported(model, images), verbose=False)
     assert program is not None
     program.save(path, external_data=False)

@@ -20,6 +20,7 @@ from setwise.metrics import adjust
 from setwise.recipes import Recipe
 from setwise.run import load_run
 from setwise.scoring import Model, class_table, scores_of
+from setwise.work import on_accelerator
 
 __all__ = ["Prediction", "evaluate_folder", "find_images", "predict", "write_csv"]
 
@@ -80,7 +81,8 @@ def predict(
     if adjusted and task.multi_label:
         raise InvalidInput("--adjusted corrects class bias where one class excludes another; here it does not.")
     paths = find_images(inputs)
-    scores = scores_of(task, _loader(_as_split(paths, model), model, recipe, batch_size=batch_size))["scores"]
+    with on_accelerator(task, recipe):
+        scores = scores_of(task, _loader(_as_split(paths, model), model, recipe, batch_size=batch_size))["scores"]
     if adjusted:
         scores = adjust(scores, task.counts, model.tau)
     probabilities = scores.sigmoid() if task.multi_label else scores.softmax(1)
@@ -126,7 +128,7 @@ def evaluate_folder(
     split = replace(_as_split(paths, model), target=target)
     # Folders come class by class: predictions that depend on the batch must not have one that is all of one class.
     mixed = recipe.relation.relate_at_test and not recipe.relation.memory
-    with explained(recipe, Path(run)):
+    with explained(recipe, Path(run)), on_accelerator(task, recipe):
         scores = scores_of(task, _loader(split, model, recipe, batch_size=recipe.data.batch_size, mixed=mixed))
     metrics = task.metrics(scores["scores"], scores["target"], tau=model.tau) | task.further_metrics(scores)
     return metrics, class_table(task, model.class_names, scores, model.tau)

@@ -1,6 +1,7 @@
 """Runs side by side in processes of their own, each of which continues where it was broken off."""
 
 import multiprocessing
+import os
 import queue
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -44,7 +45,7 @@ def run_jobs(jobs: Sequence[Job], workers: int | None, progress: Progress) -> No
 
     Args:
         jobs: the runs, in the order in which they begin.
-        workers: processes that train at a time; None: one a core on a CPU, one on anything else.
+        workers: processes that train at a time, taking turns among the GPUs; None: one a core on a CPU, one a GPU.
         progress: told about every epoch.
 
     Raises:
@@ -95,7 +96,10 @@ def _in_parallel(todo: Sequence[Job], workers: int, threads: int, share: _Share,
     messages = context.Queue()
     parts = {job.name: 0.0 for job in todo}
     failed: dict[str, BaseException] = {}
-    with ProcessPoolExecutor(workers, context, _start_worker, (messages, threads)) as pool:
+    gpus = context.Queue()
+    for gpu in _gpus(todo[0].recipe, workers):
+        gpus.put(gpu)
+    with ProcessPoolExecutor(workers, context, _start_worker, (messages, threads, gpus)) as pool:
         try:
             futures: dict[Future[None], str] = {pool.submit(_train_in_worker, job): job.name for job in todo}
             pending = set(futures)
@@ -138,7 +142,16 @@ def _default_workers(recipe: Recipe) -> int:
     on_cpu = recipe.trainer.accelerator == "cpu" or (
         recipe.trainer.accelerator == "auto" and not torch.accelerator.is_available()
     )
-    return num_cores() if on_cpu else 1
+    return num_cores() if on_cpu else max(1, torch.accelerator.device_count())
+
+
+def _gpus(recipe: Recipe, workers: int) -> list[str | None]:
+    """What each worker may see, as ``CUDA_VISIBLE_DEVICES`` names it: they take turns; None: whatever there is."""
+    if recipe.trainer.accelerator == "cpu" or torch.cuda.device_count() < 2:
+        return [None] * workers
+    named = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[: torch.cuda.device_count()]
+    names = named if named[0] else [str(k) for k in range(torch.cuda.device_count())]
+    return [names[k % len(names)] for k in range(workers)]
 
 
 class _EpochReport(Callback):
@@ -167,10 +180,12 @@ def _train(job: Job, report: _EpochReport) -> None:
 _messages: Any = None
 
 
-def _start_worker(messages: Any, threads: int) -> None:
+def _start_worker(messages: Any, threads: int, gpus: Any) -> None:
     global _messages
     _messages = messages
     end_with_parent()
+    if (gpu := gpus.get()) is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # CUDA reads it at its first use, which is not yet
     torch.set_num_threads(threads)
 
 

@@ -28,7 +28,7 @@ from setwise.run_folder import RunFolder, commit, read_lines, unwritable, versio
 from setwise.scoring import Model, class_table, scores_of
 from setwise.tasks import Classification
 from setwise.trainer import make_trainer, meet_again
-from setwise.work import load_classification, load_few_shot, loaders_of, make_work, say_nothing
+from setwise.work import load_classification, load_few_shot, loaders_of, make_work, on_accelerator, say_nothing
 
 __all__ = ["evaluate", "fit", "load_run", "make_trainer", "rehearse"]
 
@@ -199,7 +199,8 @@ def evaluate(
         few_shot, described = load_few_shot(folder, recipe)
         with explained(recipe, folder.path):
             loaders = loaders_of(recipe, build_episode_data(recipe), part, described)
-            return episode_metrics(score_sets(few_shot, loaders)), []
+            with on_accelerator(few_shot, recipe):
+                return episode_metrics(score_sets(few_shot, loaders)), []
     task, model = load_classification(folder, recipe)
     splits = build_data(recipe)
     if list(splits.class_names) != model.class_names:
@@ -207,7 +208,7 @@ def evaluate(
             f"{path} was trained on {len(model.class_names)} classes ({', '.join(model.class_names[:3])} ...), but the "
             f"data has {len(splits.class_names)} ({', '.join(splits.class_names[:3])} ...)."
         )
-    with explained(recipe, Path(path)):
+    with explained(recipe, Path(path)), on_accelerator(task, recipe):
         scores = scores_of(task, build_loader(recipe, splits, part))
     return (
         task.metrics(scores["scores"], scores["target"], tau=model.tau) | task.further_metrics(scores),

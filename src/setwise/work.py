@@ -1,7 +1,8 @@
 """A recipe made into what a run needs, whatever its task: network, loaders, evaluation, results."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -32,7 +33,7 @@ from setwise.run_folder import RunFolder
 from setwise.scoring import Model, scores_of, write_results
 from setwise.tasks import TASKS, Classification, EpisodeScore, FewShot
 
-__all__ = ["Work", "load_classification", "load_few_shot", "loaders_of", "make_work", "say_nothing"]
+__all__ = ["Work", "load_classification", "load_few_shot", "loaders_of", "make_work", "on_accelerator", "say_nothing"]
 
 Task = TypeVar("Task", Classification, FewShot)
 Described = TypeVar("Described", Model, EpisodicModel)
@@ -121,6 +122,18 @@ class _Episodic:
 
 def say_nothing(text: str) -> None:
     """What was said before, or is another process's to say."""
+
+
+@contextmanager
+def on_accelerator(task: nn.Module, recipe: Recipe) -> Iterator[None]:
+    """Compute where training would, and bring the network back."""
+    accelerator = None if recipe.trainer.accelerator == "cpu" else torch.accelerator.current_accelerator(True)
+    if accelerator is not None:
+        task.to(accelerator)
+    try:
+        yield
+    finally:
+        task.cpu()
 
 
 def make_work(recipe: Recipe, say: Say) -> Work:

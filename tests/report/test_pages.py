@@ -9,6 +9,7 @@ import pytest
 from html_pages import Page, is_self_contained
 from rich.console import Console
 
+from setwise.cli.options import parse_with_recipe
 from setwise.errors import MissingFile
 from setwise.judge import judge
 from setwise.metrics import holm
@@ -234,11 +235,10 @@ class Options:
         {"num_seeds": 4, "optimizer.lr": 0.05, "data.augment": "none"},
         {"trainer.logger": ("csv",), "optimizer.nesterov": True, "relation.attention_dropout": 0.0},
         {"data.imbalance_factor": None, "seed": 7, "primary": "accuracy"},
+        {"backbone.name": "cifar_resnet32", "backbone.options": {}},
     ],
 )
 def test_the_command_in_the_report_makes_the_same_recipe(changes):
-    from setwise.cli.options import parse_with_recipe
-
     recipe = RECIPES["digits-lt"].override(changes)
     _, verb, name, *rest = shlex.split(command("compare", recipe))
     own, parsed = parse_with_recipe(verb, name, Options, RECIPES[name], rest)
@@ -247,3 +247,14 @@ def test_the_command_in_the_report_makes_the_same_recipe(changes):
 
 def test_a_recipe_that_no_command_line_can_say_is_run_from_its_file():
     assert command("train", replace(RECIPES["digits-lt"], name="mine")) == "setwise train recipe.yaml"
+    inherited = RECIPES["omniglot-ctx"].override({"backbone.name": "resnet34"})
+    assert command("train", inherited) == "setwise train recipe.yaml"
+
+
+def test_a_backbone_of_another_name_begins_without_the_options_of_the_recipes():
+    name, given = "omniglot-ctx", ["--backbone.name", "resnet34", "--backbone.options.output-stride", "16"]
+    assert RECIPES[name].backbone.options
+    _, parsed = parse_with_recipe("train", name, Options, RECIPES[name], given)
+    assert parsed.backbone.options == {"output_stride": 16}
+    _, parsed = parse_with_recipe("train", name, Options, RECIPES[name], given[2:])
+    assert parsed.backbone.options == RECIPES[name].backbone.options | {"output_stride": 16}

@@ -94,7 +94,8 @@ def parse_with_recipe(verb: str, name: str, own: type[T], recipe: Recipe, args: 
     """Parse a verb's own options and the fields of ``recipe``, which are the defaults.
 
     Returns:
-        The own options, and the recipe with the fields that were given.
+        The own options, and the recipe with the fields that were given. A backbone of another name begins without the
+        options of the recipe's.
 
     Raises:
         InvalidInput: if an option of the backbone has no value.
@@ -116,7 +117,10 @@ def parse_with_recipe(verb: str, name: str, own: type[T], recipe: Recipe, args: 
     )
     parsed: Any = tyro.cli(options_type, args=args, prog=f"setwise {verb} {name}", description=about)
     values = {field: getattr(parsed, field) for field in (*GROUPS, *SINGLE)}
-    options = {f"{group}.options": getattr(recipe, group).options | given[group] for group in OPEN}
+    kept = {group: getattr(recipe, group).options for group in OPEN}
+    if parsed.backbone.name != recipe.backbone.name:
+        kept["backbone"] = {}  # another network knows nothing of them
+    options = {f"{group}.options": kept[group] | given[group] for group in OPEN}
     return parsed.own, dataclasses.replace(recipe, **values).override(options)
 
 

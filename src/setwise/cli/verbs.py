@@ -251,7 +251,7 @@ class _Compare:
     tune: tuple[str, ...] = ()
     """Fields to tune on validation first, each arm over the same grid: optimizer.weight_decay=5e-4,1e-3,2e-3"""
     workers: int | None = None
-    """Runs at a time, each a process; None: one a core on a CPU, one on a GPU."""
+    """Runs at a time, each a process, taking turns among the GPUs; None: one a core on a CPU, one a GPU."""
 
 
 def compare_(args: Sequence[str]) -> None:
@@ -335,8 +335,8 @@ class _Export:
     """Run folder."""
     out: Path | None = None
     """Folder for the files; by default RUN/export."""
-    formats: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME")] = field(default=("safetensors", "torch", "onnx"))
-    """safetensors: weights; torch: torch.export program; onnx: needs setwise[export]."""
+    formats: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME")] = field(default=("safetensors", "torch"))
+    """safetensors: weights; torch: torch.export program; onnx: needs pip install 'setwise[export]'."""
 
 
 def export_(args: Sequence[str]) -> None:

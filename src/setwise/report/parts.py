@@ -115,6 +115,8 @@ def command(verb: str, recipe: Recipe, *, skip: Sequence[str] = ()) -> str:
     if known is None:
         return f"setwise {verb} recipe.yaml"
     now, then = flat(recipe), flat(known)
+    if now["backbone.name"] != then["backbone.name"]:
+        then["backbone.options"] = {}  # which the command line leaves behind with the name
     told = []
     for field, value in now.items():
         if value == then[field] or field in (*NOT_SAID, *skip):
