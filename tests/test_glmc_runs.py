@@ -23,7 +23,7 @@ def test_a_resumed_run_is_the_unbroken_one_bit_for_bit(tmp_path):
     fit(GLMC, broken.path, resume=True)
     assert same_weights(tmp_path / "unbroken", broken.path)
     saved = load_file(RunFolder(broken.path).weights)
-    assert {"beside.weight", "project.0.weight", "predict.0.weight"} <= saved.keys()
+    assert {"beside.weight", "project.weight", "predict.weight"} <= saved.keys()
     metrics, _ = evaluate(broken.path)
     assert metrics == json.loads(RunFolder(broken.path).results.read_text())["metrics"]
     _, task, _ = load_run(broken.path)
@@ -49,7 +49,7 @@ def test_the_kept_classifier_learns_as_training_goes_on(step, epoch, learns):
     loss.backward()
     assert bool(task.head.weight.grad.abs().sum()) is learns
     assert task.beside.weight.grad.abs().sum() > 0
-    assert task.predict[0].weight.grad.abs().sum() > 0
+    assert task.predict.weight.grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize("kind", ["plain", "related"])
@@ -60,9 +60,19 @@ def test_a_step_is_the_loss_of_both_mixtures_in_each_stream_and_their_likeness(m
     torch.manual_seed(0)
     shares = torch.rand(2, len(batch.image), 10).softmax(2)
     mixed = [(batch.image.flip(0), shares[0]), (batch.views[0] / 2, shares[1])]
+    asked = {}
     for name, found in zip(("MixUp", "CutMix"), mixed, strict=True):
-        monkeypatch.setattr(mixtures.v2, name, lambda found=found, **how: lambda *given: found)
+
+        def make(name=name, found=found, **how):
+            asked[name] = how
+            return lambda *given: asked[name].update(given=given) or found
+
+        monkeypatch.setattr(mixtures.v2, name, make)
     got = task.training_step(batch, 0)
+    for name, image in (("MixUp", batch.image), ("CutMix", batch.views[0])):
+        assert (asked[name]["alpha"], asked[name]["num_classes"]) == (1.0, 10)
+        assert asked[name]["given"][0] is image
+        assert asked[name]["given"][1] is batch.target
 
     weights = task.counts.double() ** -1.2
     weights *= 10 / weights.sum()

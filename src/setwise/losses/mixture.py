@@ -41,7 +41,7 @@ def mixture_consistency(prediction: Float[Tensor, "n d"], projection: Float[Tens
     """
     if prediction.shape != projection.shape:
         raise InvalidInput(f"`prediction` is {list(prediction.shape)}, but `projection` {list(projection.shape)}.")
-    return -F.cosine_similarity(prediction, projection.detach())
+    return -F.cosine_similarity(full(prediction), full(projection.detach()))
 
 
 class GLMC(CrossEntropy):
@@ -53,14 +53,14 @@ class GLMC(CrossEntropy):
 
     Args:
         counts: training images ``n_j`` of each class ``[K]``, all positive.
-        consistency: weight of :func:`mixture_consistency`. Authors, for CIFAR-10-LT: 1 to 4; ImageNet-LT: 10.
+        consistency: weight of :func:`mixture_consistency`. Authors: 4; CIFAR-10-LT 1 to 4, ImageNet-LT 10.
         label_power: exponent of the class weights. Authors: 1.2; ImageNet-LT: 1.
-        mixture: both parameters of the Beta distribution that shares are drawn from. Authors: 0.5.
+        mixture: both parameters of the Beta distribution that shares are drawn from. Authors: 1, for their option beta,
+            0.5, has no effect.
         class_weights: see :class:`Criterion`; the paper has its own.
         reweight_epoch: see :class:`Criterion`.
 
-    Source: Du et al., GLMC, CVPR 2023, arXiv:2305.08661; values as the authors gave them in issues 3, 5 and 9 of their
-    repository, ynu-yangpeng/GLMC.
+    Source: Du et al., GLMC, CVPR 2023, arXiv:2305.08661, and their code, ynu-yangpeng/GLMC at df7e2da.
 
     >>> import torch
     >>> criterion = GLMC(counts=torch.tensor([9, 1]))
@@ -77,7 +77,7 @@ class GLMC(CrossEntropy):
         counts: Int64[Tensor, "k"],
         consistency: float = 4.0,
         label_power: float = 1.2,
-        mixture: float = 0.5,
+        mixture: float = 1.0,
         class_weights: Float[Tensor, "k"] | None = None,
         reweight_epoch: int | None = None,
     ) -> None:

@@ -67,25 +67,25 @@ CIFAR100_MAX_NORM = CIFAR100.override(
     }
 )
 
-# GLMC with what its authors say of CIFAR-10-LT in their repository's issues 3 and 5, batches of 64 among it; ours are
-# the augmentation (that of their time: AutoAugment, Cutout), the weight of the consistency, of which they give 1 and 4,
-# and what tasks.Mixtures names. Their long tail is another draw than the field's (their issues 3 and 14).
+# GLMC's command for CIFAR-100-LT, with crop and flip for both views and a ResNet-32 of four times the usual channels.
+# The paper drew its long tail with replacement (55.88, with max-norm 57.11); the numbers here are those that the
+# authors added for a draw without, which is the field's and ours. tasks.Mixtures names what we do otherwise.
 CIFAR100_GLMC = CIFAR100.override(
     {
         "name": "cifar100-lt-glmc",
-        "summary": "CIFAR-100-LT (imbalance 100), ResNet-32, GLMC: mixup and CutMix drawn to each other, 200 epochs",
-        "data.augment": "cifar-autoaugment",
-        "data.views": ("cifar-autoaugment",),
+        "summary": "CIFAR-100-LT (imbalance 100), a wide ResNet-32, GLMC: mixup and CutMix drawn together, 200 epochs",
+        "data.views": ("crop-flip",),
         "data.batch_size": 64,
+        "backbone.options": {"width": 64},
         "criterion": Criterion(name="glmc"),
-        "optimizer": Optimizer(lr=0.01, weight_decay=5e-3),
+        "optimizer": Optimizer(lr=0.01, weight_decay=5e-3, warmup_epochs=10),
         "paper": f"{BATCHFORMER}; Du et al.: GLMC, CVPR 2023, https://arxiv.org/abs/2305.08661",
         "reported": (
             Reported(
                 metric="accuracy",
                 variant="plain",
-                value=0.5588,
-                source="Du et al.: on the whole official test set, another draw of the long tail",
+                value=0.5797,
+                source="Du et al., README of their code: on the whole official test set, which also chose the epoch",
             ),
         ),
     }
@@ -95,13 +95,14 @@ CIFAR100_GLMC_MAX_NORM = CIFAR100_MAX_NORM.override(
         "name": "cifar100-lt-glmc-max-norm",
         "summary": "CIFAR-100-LT in two stages: GLMC, then a classifier with class weights and max-norm",
         "before": Before(recipe="cifar100-lt-glmc"),
+        "backbone.options": {"width": 64},
         "paper": f"{CIFAR100_GLMC.paper}; {BALANCING}",
         "reported": (
             Reported(
                 metric="accuracy",
                 variant="plain",
-                value=0.5711,
-                source="Du et al.: on the whole official test set, another draw of the long tail",
+                value=0.5841,
+                source="Du et al., README of their code: on the whole official test set",
             ),
         ),
     }

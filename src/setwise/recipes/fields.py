@@ -257,11 +257,11 @@ class Criterion:
     alpha: float = 0.05
     """PaCo: weight of a feature of the same class against 1 of the class centre. Paper: 0.05, CIFAR 0.01."""
     consistency: float = 4.0
-    """GLMC: weight of the likeness of both mixtures. Authors: CIFAR-10 1 to 4, ImageNet-LT 10."""
+    """GLMC: weight of the likeness of both mixtures. Authors: 4; CIFAR-10 1 to 4, ImageNet-LT 10."""
     label_power: float = 1.2
     """GLMC: classes weigh by the number of their images to the power of minus this. Authors: 1.2, ImageNet-LT 1."""
-    mixture: float = 0.5
-    """GLMC: alpha of the Beta distribution of mixup and CutMix. Authors: 0.5."""
+    mixture: float = 1.0
+    """GLMC: alpha of the Beta distribution of mixup and CutMix. Authors: 1."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,16 +15,21 @@ from setwise.tasks.classification import Classification
 
 __all__ = ["Mixtures"]
 
+PROJECTED = 128
+"""Channels of the projections."""
+
 
 class Mixtures(Classification):
     """Classification by GLMC: two views of a batch, one mixed by mixup, the other by CutMix.
 
-    Projections of both mixtures are drawn to each other (SimSiam's projector and predictor, as wide as the feature).
-    Two linear classifiers score them; ``head`` is the one that is evaluated. With a relation, each mixture is a set of
-    its own, both classifiers score both streams, and the projections are of the plain features.
+    Projections of both mixtures are drawn to each other: one linear layer to 128 channels, and one that predicts the
+    other mixture's from it. Two linear classifiers score the features; ``head`` is the one that is evaluated. With a
+    relation, each mixture is a set of its own, both classifiers score both streams, and the projections are of the
+    plain features: where the relation stands is our choice.
 
-    Ours where the source is silent or was not at hand: each image is mixed with the one before it in its batch, by both
-    mixtures; widths of projector and predictor; where the relation stands.
+    Each image is mixed with the one before it in its batch, and each mixture draws a share of its own; the authors'
+    code mixes with images of a second pass over the training set and draws one share for both, which CutMix does not
+    correct where its square is cut off at the border.
 
     Args:
         parts: of :class:`Classification`, the criterion :class:`setwise.losses.GLMC` among them.
@@ -32,20 +37,15 @@ class Mixtures(Classification):
         epochs: of the whole training.
         options: of :class:`Classification`.
 
-    Source: Du et al., GLMC, CVPR 2023, arXiv:2305.08661.
+    Source: Du et al., GLMC, CVPR 2023, arXiv:2305.08661, and their code, ynu-yangpeng/GLMC at df7e2da.
     """
 
     def __init__(self, *parts: Any, dim: int, epochs: int, **options: Any) -> None:
         super().__init__(*parts, **options)
         num_classes = len(self.counts)
         self.beside = nn.Linear(dim, num_classes)
-        self.project = nn.Sequential(
-            nn.Linear(dim, dim, bias=False), nn.BatchNorm1d(dim), nn.ReLU(), nn.Linear(dim, dim), nn.BatchNorm1d(dim)
-        )
-        narrow = max(1, dim // 4)
-        self.predict = nn.Sequential(
-            nn.Linear(dim, narrow, bias=False), nn.BatchNorm1d(narrow), nn.ReLU(), nn.Linear(narrow, dim)
-        )
+        self.project = nn.Linear(dim, PROJECTED)
+        self.predict = nn.Linear(PROJECTED, PROJECTED)
         self._epochs = epochs
 
     def training_step(self, batch: Batch | BatchOfViews, batch_idx: int) -> Tensor:
