@@ -10,7 +10,7 @@ from typing import Any, TextIO
 import torch
 
 from setwise.data import IMAGE_EXTENSIONS, Loader, Split, make_loader
-from setwise.data.folders import ClassFolders, scan
+from setwise.data.folders import ClassFolders, is_image, scan, visible_files
 from setwise.data.images import ImageFiles, StackedImages, decode
 from setwise.data.problems import shorten
 from setwise.data.transforms import to_grey
@@ -46,8 +46,7 @@ def find_images(inputs: Sequence[Path], *, usage: str = "setwise predict RUN IMA
     found: list[Path] = []
     for path in inputs:
         if path.is_dir():
-            shown = (p for p in path.rglob("*") if not p.name.startswith("."))
-            found += sorted(p for p in shown if p.suffix.lower() in IMAGE_EXTENSIONS)
+            found += sorted(p for p in visible_files(path) if is_image(p.name))
         elif path.is_file():
             found.append(path)
         else:

@@ -1,3 +1,6 @@
+import os
+import sys
+
 import fakes
 import pytest
 import torch
@@ -76,6 +79,22 @@ def test_folders_beside_train_that_hold_no_classes_are_left_alone(tmp_path):
     (tmp_path / "annotations" / "xml" / "1.xml").write_text("x")
     fakes.write_classes(tmp_path, {"unlabelled": 3}, first=500)
     assert load(seed=0, **options).class_names == ("bee", "cat", "dog", "owl")
+
+
+def test_a_ring_of_links_shows_every_image_once(tmp_path):
+    fakes.write_classes(tmp_path, {"cat": 6, "dog": 6})
+    (tmp_path / "cat" / "again").symlink_to(tmp_path / "cat", target_is_directory=True)
+    (tmp_path / "dog" / "elsewhere").symlink_to(tmp_path / "nowhere", target_is_directory=True)
+    splits = load(seed=0, root=str(tmp_path))
+    assert sum(len(part) for part in (splits.train, splits.val, splits.test)) == 12
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_a_class_folder_whose_name_is_no_text_is_refused(tmp_path):
+    fakes.write_classes(tmp_path, {"cat": 3, "dog": 3})
+    os.mkdir(os.fsencode(tmp_path) + b"/caf\xe9")
+    with pytest.raises(DataError, match=r"b'caf\\xe9' of .* has a name that is not UTF-8: rename it"):
+        load(seed=0, root=str(tmp_path))
 
 
 def test_two_folders_of_one_part_are_refused(tmp_path):

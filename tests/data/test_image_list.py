@@ -29,6 +29,14 @@ def test_lists_are_read_in_order(tmp_path):
     assert splits.class_names == ("0", "1", "2", "3")
 
 
+def test_a_mark_of_byte_order_belongs_to_no_path(tmp_path):
+    options = fakes.write("image-list", tmp_path)
+    plain = load(seed=0, **options)
+    file = tmp_path / "train.txt"
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert load(seed=0, **options).train.names == plain.train.names
+
+
 def test_several_labels_become_a_row_of_zeros_and_ones(tmp_path):
     splits = load(seed=0, **fakes.write("image-list", tmp_path, "several-labels"))
     assert splits.test.names[1] == "test/bee/0201.png"
@@ -59,6 +67,8 @@ def test_without_other_lists_validation_and_test_are_held_out(tmp_path, layout):
         (b"/etc/hostname 1", "must be relative to the root"),
         (b"../secret.png 1", "must be relative to the root"),
         (b"train/../../secret.png 1", "must be relative to the root"),
+        (rb"..\..\secret.png 1", "must be relative to the root"),
+        (rb"c:\secret.png 1", "must be relative to the root"),
     ],
 )
 def test_a_bad_line_is_named_with_its_number_or_skipped(tmp_path, line, message):

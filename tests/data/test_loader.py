@@ -1,4 +1,5 @@
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import fakes
@@ -304,3 +305,13 @@ def test_digits_make_batches_of_one_channel():
     splits = DATASETS["digits-lt"].load(seed=0, image_size=16)
     loader = loader_of(splits.train, mean=splits.mean, std=splits.std, transform="shift", num_classes=10)
     assert next(iter(loader)).image.shape == (8, 1, 16, 16)
+
+
+def test_a_sampler_that_repeats_an_image_shows_it_in_several_ways():
+    split = stacked()
+    rare = replace(split, target=torch.tensor([0] * (len(split) - 1) + [1]))
+    seen = []
+    for batch in epoch_of(loader_of(rare, transform="random-resized-crop", sampler="class-balanced", num_classes=2)):
+        seen += [image for image, index in zip(batch.image, batch.index, strict=True) if index == len(split) - 1]
+    assert len(seen) > 5
+    assert not any(torch.equal(seen[0], other) for other in seen[1:])

@@ -1,3 +1,5 @@
+import pickle
+
 import pytest
 import torch
 
@@ -139,3 +141,21 @@ def test_cutout_blackens_at_most_16_by_16_pixels():
         black = [int((cutout(torch.ones(3, 32, 32, dtype=torch.uint8)) == 0).sum()) // 3 for _ in range(200)]
     assert max(black) == 256
     assert 64 <= min(black) < 256
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_transforms_can_be_sent_to_a_spawned_worker(name):
+    images = some_images()
+    sent = pickle.loads(pickle.dumps(TRANSFORMS[name]))
+    assert torch.equal(sent(images, image_size=32, index=torch.arange(6), **KEYS), apply(name, images))
+
+
+@pytest.mark.parametrize("name", ["crop-flip-rotate", "random-resized-crop"])
+def test_an_image_that_is_shown_again_in_an_epoch_looks_another_way(name):
+    images = some_images(1).expand(3, -1, -1, -1)
+    index, turns = torch.tensor([4, 4, 4]), torch.tensor([0, 1, 2])
+    first, second, third = apply(name, images, 32, index=index, turns=turns)
+    assert not torch.equal(first, second)
+    assert not torch.equal(second, third)
+    alone = apply("random-resized-crop", images, 32, index=index, turns=turns)
+    assert torch.equal(alone[0], apply("random-resized-crop", images[:1], 32, index=index[:1])[0])

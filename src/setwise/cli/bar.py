@@ -40,4 +40,4 @@ class Bar:
 
     def say(self, sentence: str) -> None:
         """Print a sentence above the bar."""
-        self.console.print(sentence)
+        self.console.print(sentence, markup=False)  # a path may hold brackets

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import torch
 from torchvision.datasets.folder import IMG_EXTENSIONS
@@ -11,7 +11,7 @@ from setwise.data.parts import Listing
 from setwise.data.problems import shorten
 from setwise.errors import DataError, InvalidInput, MissingFile
 
-__all__ = ["IMAGE_EXTENSIONS", "ClassFolders", "existing_root", "list_classes", "scan"]
+__all__ = ["IMAGE_EXTENSIONS", "ClassFolders", "existing_root", "leaves_folder", "list_classes", "scan"]
 
 IMAGE_EXTENSIONS: tuple[str, ...] = IMG_EXTENSIONS
 """What files of images end in, in small letters, whatever the case in the folder: torchvision's list."""
@@ -51,10 +51,37 @@ def has_images(folder: Path) -> bool:
 
 
 def visible_files(folder: Path) -> Iterator[Path]:
-    """All files below a folder, however deep, but for hidden ones and those in hidden folders."""
+    """All files below a folder, however deep, but for hidden ones and those in hidden folders; links are followed.
+
+    A folder to which several links lead is read once, so that a ring of links ends.
+    """
+    seen = {_identity(folder)}
     for place, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        new = []
+        for name in sorted(folders):
+            if not name.startswith(".") and (found := _identity(os.path.join(place, name))) not in seen:
+                new.append(name)
+                seen.add(found)
+        folders[:] = new
         yield from (Path(place, name) for name in files if not name.startswith("."))
+
+
+def _identity(folder: str | Path) -> tuple[int, int] | str:
+    try:
+        status = os.stat(folder)
+    except OSError:  # a link that leads nowhere
+        return str(folder)
+    return status.st_dev, status.st_ino
+
+
+def leaves_folder(name: str) -> bool:
+    """Whether a path is absolute or goes upwards, on any system.
+
+    >>> [leaves_folder(name) for name in ("a/b.png", "../b.png", "/b.png", "a\\\\..\\\\b.png", "c:/b.png", "a..b.png")]
+    [False, True, True, True, True, False]
+    """
+    path = PurePosixPath(name.replace("\\", "/"))
+    return path.is_absolute() or ".." in path.parts or name[1:2] == ":"
 
 
 def scan(folder: Path) -> tuple[ClassFolders, int]:
@@ -63,17 +90,28 @@ def scan(folder: Path) -> tuple[ClassFolders, int]:
     Hidden files and folders are passed over and not counted; what is an image is decided by ``IMAGE_EXTENSIONS``.
 
     Raises:
-        DataError: if there is no class folder.
+        DataError: if there is no class folder, or one whose name is no text.
     """
     classes: dict[str, list[Path]] = {}
     ignored = 0
     for class_folder in list_classes(folder):
+        _require_text(class_folder)
         visible = list(visible_files(class_folder))
         classes[class_folder.name] = sorted(path for path in visible if is_image(path.name))
         ignored += len(visible) - len(classes[class_folder.name])
     if not classes:
         raise DataError(f"{folder} has no class folders; expected one folder of images per class.")
     return classes, ignored
+
+
+def _require_text(folder: Path) -> None:
+    """Names of classes are written into results, which are UTF-8."""
+    try:
+        folder.name.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"The class folder {os.fsencode(folder.name)!r} of {folder.parent} has a name that is not UTF-8: rename it."
+        ) from error
 
 
 def to_listing(folders: ClassFolders, class_names: list[str], *, part: str) -> Listing:

@@ -1,6 +1,5 @@
 """Text files with one "path label" line per image: ImageNet-LT, Places-LT, iNaturalist 2018, and one's own."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -9,7 +8,7 @@ from pathlib import Path
 import torch
 
 from setwise.data.dataset import IMAGENET_MEAN, IMAGENET_STD, DataSet, Splits
-from setwise.data.folders import existing_root
+from setwise.data.folders import existing_root, leaves_folder
 from setwise.data.images import Cache
 from setwise.data.parts import Listing, arrange, load_parts
 from setwise.data.problems import MOST_LISTED, OnError, settle
@@ -145,7 +144,7 @@ def read_list(file: Path, *, multi_label: bool = False) -> ImageList:
         if not raw.strip():
             continue
         try:
-            path, labels = parse_line(raw.decode(), multi_label=multi_label)
+            path, labels = parse_line(raw.decode("utf-8-sig"), multi_label=multi_label)
         except ValueError as error:  # undecodable bytes are one, too
             found.reject(number, str(error))
         else:
@@ -203,7 +202,7 @@ def check_path(path: str, root: Path, parents: dict[str, bool]) -> str | None:
         parents: memory of which folders lie inside the root: resolving every path anew takes seconds for a long list.
     """
     parts = path.split("/")
-    if os.path.isabs(path) or ".." in parts:
+    if leaves_folder(path):
         return f"{path} must be relative to the root and must not leave it"
     folder = "/".join(parts[:-1])
     file = root / path

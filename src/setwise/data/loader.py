@@ -34,6 +34,8 @@ class Draw(NamedTuple):
     step: int
     """Number of the batch among all that are drawn in the epoch, by all processes together."""
     indices: Int64[Tensor, "b"]
+    turns: Int64[Tensor, "b"]
+    """How often each has been drawn before in the epoch: samplers that repeat an image show it in another way."""
 
 
 class Fetched(NamedTuple):
@@ -102,10 +104,23 @@ class EpochSampler(Sampler[Draw]):
             # Keyed by no seed: the runs of a comparison must be tested on the same batches.
             whole = torch.randperm(self.size, generator=generator("mixed")) if self.mixed else torch.arange(self.size)
             order = whole[rank::world]
+        turns = occurrences(order)
         for number in range(len(self)):
             step = number * world + rank
             start = (step if self.train else number) * batch_size
-            yield Draw(self.epoch, step, order[start : start + batch_size])
+            rows = slice(start, start + batch_size)
+            yield Draw(self.epoch, step, order[rows], turns[rows])
+
+
+def occurrences(order: Int64[Tensor, "n"]) -> Int64[Tensor, "n"]:
+    """How often each number stood before.
+
+    >>> occurrences(torch.tensor([5, 2, 5, 5, 2]))
+    tensor([0, 0, 1, 2, 1])
+    """
+    together, places = order.sort(stable=True)
+    starts = torch.searchsorted(together, together)
+    return torch.empty_like(order).scatter_(0, places, torch.arange(len(order)) - starts)
 
 
 class BatchedSplit(Dataset[Fetched]):
@@ -129,12 +144,14 @@ class BatchedSplit(Dataset[Fetched]):
         self.skipped: dict[str, None] = {}  # an ordered set, filled in the main process
 
     def __getitem__(self, draw: Draw) -> Fetched:
-        images, index, problems = self.read(draw.indices)
+        images, kept, problems = self.read(draw.indices)
+        draw = draw._replace(indices=draw.indices[kept], turns=draw.turns[kept])
+        index = draw.indices
         if not len(index):
             return Fetched(None, problems)
         try:
             image, *views = (
-                self.augmented(images, index, draw, change=change, view=view)
+                self.augmented(images, draw, change=change, view=view)
                 for view, change in enumerate((self.transform, *self.views))
             )
         except DataError as error:  # images of several sizes
@@ -148,9 +165,7 @@ class BatchedSplit(Dataset[Fetched]):
                 image, target = self.mix(image, target)
         return Fetched(Batch(image, target, index), problems)
 
-    def augmented(
-        self, images: Tensor | list[Tensor], index: Tensor, draw: Draw, *, change: Transform, view: int
-    ) -> Tensor:
+    def augmented(self, images: Tensor | list[Tensor], draw: Draw, *, change: Transform, view: int) -> Tensor:
         """One view of the images of a batch, normalised."""
         changed = change(
             images,
@@ -158,19 +173,20 @@ class BatchedSplit(Dataset[Fetched]):
             seed=self.seed,
             epoch=draw.epoch,
             step=draw.step,
-            index=index,
+            index=draw.indices,
+            turns=draw.turns,
             view=view,
         )
         return normalise(changed, mean=self.mean, std=self.std)
 
     def read(self, indices: Tensor) -> tuple[Tensor | list[Tensor], Tensor, tuple[str, ...]]:
-        """The images that can be read, their places, and what is wrong with the others."""
+        """The images that can be read, which they are ``[b]``, and what is wrong with the others."""
         images = self.split.images.take(indices)
         if isinstance(images, Tensor):
-            return images, indices, ()
+            return images, torch.ones(len(images), dtype=torch.bool), ()
         good = torch.tensor([isinstance(image, Tensor) for image in images], dtype=torch.bool)
         problems = tuple(str(image) for image in images if isinstance(image, DataError))
-        return [image for image in images if isinstance(image, Tensor)], indices[good], problems
+        return [image for image in images if isinstance(image, Tensor)], good, problems
 
 
 class Loader(DataLoader[Any]):

@@ -61,6 +61,7 @@ class Transform:
         epoch: int,
         step: int,
         index: Int64[Tensor, "b"],
+        turns: Int64[Tensor, "b"] | None = None,
         view: int = 0,
     ) -> UInt8[Tensor, "b c h w"]:
         """Augment the images of one batch.
@@ -72,6 +73,7 @@ class Transform:
             epoch: 0-based.
             step: number of the batch in its epoch.
             index: places of the images in their split.
+            turns: how often each has been shown before in the epoch; None: never.
             view: number of the view, for images that are seen in several ways; each draws by itself.
 
         Raises:
@@ -90,8 +92,10 @@ class Transform:
         change = self.per_image((image_size or height, image_size or width))
         changed = []
         with torch.random.fork_rng(devices=[]):
-            for image, place in zip(images, index.tolist(), strict=True):
-                torch.default_generator.manual_seed(key(seed, purpose, epoch, place))  # torch's would reseed GPUs
+            again = [[turn] if turn else [] for turn in ([0] * len(index) if turns is None else turns.tolist())]
+            for image, place, turn in zip(images, index.tolist(), again, strict=True):
+                drawn_by = key(seed, purpose, epoch, place, *turn)
+                torch.default_generator.manual_seed(drawn_by)  # torch's manual_seed would reseed GPUs
                 changed.append(change(image))
         return torch.stack(changed)
 
@@ -245,8 +249,29 @@ def strong_operations(number: int) -> Callable[[Tensor], Tensor]:
     return v2.RandAugment(num_ops=number, magnitude=30)
 
 
+def jittered_crop(size: Size) -> Callable[[Tensor], Tensor]:
+    """A random part, mirrored or not, in other colours."""
+    return resized_crop(size, jitter())
+
+
+def randaugment(size: Size) -> Callable[[Tensor], Tensor]:
+    """A random part, mirrored or not, and two random operations."""
+    return resized_crop(size, v2.RandAugment(num_ops=2, magnitude=9))
+
+
+def strong_jittered_crop(size: Size, *, number: int) -> Callable[[Tensor], Tensor]:
+    """A random part, mirrored or not, in other colours, and so many random operations."""
+    return resized_crop(size, jitter(), strong_operations(number))
+
+
+def strong_simclr_view(size: Size, *, number: int) -> Callable[[Tensor], Tensor]:
+    """SimCLR's view of a large image, and so many random operations."""
+    return v2.Compose([simclr_view(size), strong_operations(number)])
+
+
 crop_flip = partial(random_crop, pad=CIFAR_PAD, mirror=True)
 
+# Functions with names: where worker processes are spawned, a transform is pickled on its way to them.
 TRANSFORMS: dict[str, Transform] = {
     "none": Transform(summary="as in evaluation: resized and centre-cropped if the size differs", source="-"),
     "shift": Transform(
@@ -274,7 +299,7 @@ TRANSFORMS: dict[str, Transform] = {
     "random-resized-crop": Transform(
         summary="a random part at a random scale, mirrored or not, colours jittered by 0.4",
         source="Kang et al., Decoupling, ICLR 2020, arXiv:1910.09217: their code for ImageNet-LT",
-        per_image=lambda size: resized_crop(size, jitter()),
+        per_image=jittered_crop,
         chooses_crop=True,
     ),
     "resized-crop": Transform(
@@ -286,13 +311,13 @@ TRANSFORMS: dict[str, Transform] = {
     "randaugment": Transform(
         summary="a random part at a random scale, mirrored or not, two random operations of magnitude 9",
         source="Cubuk et al., RandAugment, NeurIPS 2020, arXiv:1909.13719; as torchvision implements it",
-        per_image=lambda size: resized_crop(size, v2.RandAugment(num_ops=2, magnitude=9)),
+        per_image=randaugment,
         chooses_crop=True,
     ),
     "jitter-randaugment": Transform(
         summary="random-resized-crop, then two random operations at their full strength: PaCo's queries",
         source="Cui et al., PaCo, ICCV 2021, arXiv:2107.12028: their code has timm's rand-n2-m10; torchvision's here",
-        per_image=lambda size: resized_crop(size, jitter(), strong_operations(2)),
+        per_image=partial(strong_jittered_crop, number=2),
         chooses_crop=True,
     ),
     "simclr": Transform(
@@ -310,13 +335,13 @@ TRANSFORMS: dict[str, Transform] = {
     "simclr-randaugment": Transform(
         summary="simclr, then two random operations at their full strength: PaCo's queries for ResNeXt-50",
         source="Cui et al., PaCo, ICCV 2021, arXiv:2107.12028: their code has timm's rand-n2-m10; torchvision's here",
-        per_image=lambda size: v2.Compose([simclr_view(size), strong_operations(2)]),
+        per_image=partial(strong_simclr_view, number=2),
         chooses_crop=True,
     ),
     "simclr-randaugment3": Transform(
         summary="simclr, then three random operations at their full strength: PaCo's queries for ResNeXt-101",
         source="Cui et al., PaCo, ICCV 2021, arXiv:2107.12028: their code has timm's rand-n3-m10; torchvision's here",
-        per_image=lambda size: v2.Compose([simclr_view(size), strong_operations(3)]),
+        per_image=partial(strong_simclr_view, number=3),
         chooses_crop=True,
     ),
 }

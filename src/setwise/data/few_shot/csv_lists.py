@@ -8,8 +8,8 @@ from pathlib import Path
 from setwise.data.dataset import IMAGENET_MEAN, IMAGENET_STD
 from setwise.data.few_shot.pool import FewShotSet, FewShotSplits
 from setwise.data.few_shot.reading import PARTS, PartFiles, load_pools
-from setwise.data.few_shot.trees import Tree, leaves_folder, open_tree
-from setwise.data.folders import existing_root
+from setwise.data.few_shot.trees import Tree, open_tree
+from setwise.data.folders import existing_root, leaves_folder
 from setwise.data.images import Cache
 from setwise.data.problems import settle
 from setwise.errors import DataError, MissingFile

@@ -5,15 +5,15 @@ import zipfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from threading import Lock
 
-from setwise.data.folders import is_image, visible_files
+from setwise.data.folders import is_image, leaves_folder, visible_files
 from setwise.data.images import ImageFiles, PackedImages
 from setwise.data.problems import shorten
 from setwise.errors import DataError, MissingFile
 
-__all__ = ["Tree", "ZipMembers", "by_folder", "leaves_folder", "open_tree"]
+__all__ = ["Tree", "ZipMembers", "by_folder", "open_tree"]
 
 MEMBER_BYTES = 2**26
 """An archive's member may be this large (64 MiB) when it is unpacked: no photograph is, and memory is kept."""
@@ -62,16 +62,6 @@ def open_tree(place: Path) -> Tree:
             "images has none, so do not trust it."
         )
     return Tree(place, tuple(sorted(name for name in members if is_image(name) and not _hidden(name))))
-
-
-def leaves_folder(name: str) -> bool:
-    """Whether a path is absolute or goes upwards, on any system.
-
-    >>> [leaves_folder(name) for name in ("a/b.png", "../b.png", "/b.png", "a\\\\..\\\\b.png", "c:/b.png", "a..b.png")]
-    [False, True, True, True, True, False]
-    """
-    path = PurePosixPath(name.replace("\\", "/"))
-    return path.is_absolute() or ".." in path.parts or name[1:2] == ":"
 
 
 def _hidden(name: str) -> bool:
