@@ -1,4 +1,4 @@
-"""Learned class rates: draws, their straight-through weights, and the gradient through a step, against plain loops."""
+"""Learned class rates: draws, their weights, and the gradient through a step, against plain loops."""
 
 import math
 
@@ -44,7 +44,7 @@ def test_images_are_drawn_as_often_as_a_loop_says():
     assert torch.equal(drawn.weight, torch.ones(size, dtype=torch.float64))
 
 
-def test_a_draw_has_the_gradient_of_its_probability():
+def test_a_draw_has_the_gradient_of_the_logarithm_of_its_probability():
     sampler = sampler_of()
     drawn = sampler(TARGET, 5, torch.Generator().manual_seed(1))
     p = probabilities(sampler.log_rates.tolist(), TARGET.tolist())
@@ -52,7 +52,7 @@ def test_a_draw_has_the_gradient_of_its_probability():
         [got] = torch.autograd.grad(drawn.weight[b], drawn.log_rates, retain_graph=True)
         for k in range(K):
             of_class = sum(p[n] for n, y in enumerate(TARGET.tolist()) if y == k)
-            assert got[k].item() == pytest.approx(p[i] * ((TARGET[i].item() == k) - of_class), abs=1e-12)
+            assert got[k].item() == pytest.approx((TARGET[i].item() == k) - of_class, abs=1e-12)
 
 
 def cross_entropy(weight, feature, label):
@@ -73,7 +73,7 @@ def looked_ahead(log_rates, start, drawn, weight, features, balanced, *, lr):
         of_row = gradient_of_weight(weight, features[i], TARGET[i].item())
         for k in range(K):
             for c in range(C):
-                step[k][c] += (1 + p[i] - before[i]) * of_row[k][c] / len(drawn)
+                step[k][c] += p[i] / before[i] * of_row[k][c] / len(drawn)
     moved = [[w - lr * g for w, g in zip(*rows, strict=True)] for rows in zip(weight, step, strict=True)]
     return sum(cross_entropy(moved, x, y) for x, y in balanced) / len(balanced)
 
@@ -104,6 +104,30 @@ def test_the_gradient_through_a_step_is_what_moving_a_rate_changes():
         assert got[k].item() == pytest.approx((ends[0] - ends[1]) / 2e-5, abs=1e-8)
     assert got.abs().max() > 1e-3
     assert all(p.grad is None for p in head.parameters())
+
+
+def test_weighted_draws_have_on_average_the_gradient_of_their_expectation():
+    sampler, worth = sampler_of(), [3.0, -1.0, 0.5, 2.0, -2.0, 4.0]
+    generator = torch.Generator().manual_seed(3)
+    drawn = sampler(TARGET, 400_000, generator)
+    assert torch.equal(drawn.weight, torch.ones_like(drawn.weight))
+    value = (drawn.weight * torch.tensor(worth, dtype=drawn.weight.dtype)[drawn.place]).mean()
+    got = torch.autograd.grad(value, drawn.log_rates)[0]
+    start = sampler.log_rates.double().tolist()
+    for k in range(K):
+        ends = []
+        for sign in (1, -1):
+            p = probabilities([rate + sign * 1e-5 * (j == k) for j, rate in enumerate(start)], TARGET.tolist())
+            ends.append(sum(q * w for q, w in zip(p, worth, strict=True)))
+        assert got[k].item() == pytest.approx((ends[0] - ends[1]) / 2e-5, abs=0.02)
+    assert got.abs().max() > 0.15
+
+
+def test_a_gradient_that_is_no_number_spoils_nothing():
+    sampler, other = sampler_of(), sampler_of()
+    for each, gradient in ((sampler, [float("nan"), 1.0, float("inf"), -1.0]), (other, [0.0, 1.0, 0.0, -1.0])):
+        each.descend(torch.tensor(gradient, dtype=each.log_rates.dtype), lr=0.1)
+    assert torch.equal(sampler.log_rates, other.log_rates)
 
 
 def test_rates_of_what_the_balanced_set_needs_grow():

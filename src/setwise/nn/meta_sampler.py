@@ -30,7 +30,8 @@ class Drawn(NamedTuple):
     place: Int64[Tensor, "B"]
     """Where each stands among those to choose from."""
     weight: Float[Tensor, "B"]
-    """All 1, with the gradient of the probability of that draw (straight-through)."""
+    """All 1, with the gradient of the logarithm of that draw's probability: a mean over draws that is weighted so has,
+    on average, the gradient of its expectation."""
     log_rates: Float[Tensor, "k"]
     """What that gradient is of."""
 
@@ -39,7 +40,7 @@ class MetaSampler(nn.Module):
     """How often a draw is of each class, learned beside a classifier by :meth:`descend`.
 
     A draw takes class ``j`` with the probability ``softmax(log_rates)_j`` among the classes that are there, then one of
-    its images, each as likely. Draws have no gradient; the weight of each draw passes it straight through.
+    its images, each as likely. Draws have no gradient; the weight of each has that of the logarithm of its probability.
 
     Args:
         counts: training images ``n_j`` of each class ``[K]``, all positive.
@@ -50,7 +51,8 @@ class MetaSampler(nn.Module):
         InvalidInput: if a class has no image.
 
     Source: Ren et al., Balanced Meta-Softmax, NeurIPS 2020, arXiv:2007.10740, section 3.3. The official draws
-    are those of a hard Gumbel softmax with the gradient of the soft one; ours have the gradient of their probability.
+    are those of a hard Gumbel softmax with the gradient of the soft one, which is biased; ours is the score function's.
+    Their rates are sigmoids of what Adam moves, ours exponentials.
 
     >>> MetaSampler(torch.tensor([90, 10]), power=1.0).rates
     tensor([0.5000, 0.5000])
@@ -96,23 +98,24 @@ class MetaSampler(nn.Module):
         chosen = torch.multinomial(p.detach().cpu().double(), size, replacement=True, generator=generator)
         chosen = chosen.to(target.device)
         with torch.enable_grad():
-            return Drawn(chosen, 1 + (p[chosen] - p[chosen].detach()), log_rates)
+            return Drawn(chosen, p[chosen] / p[chosen].detach(), log_rates)
 
     @torch.no_grad()
     def descend(self, gradient: Float[Tensor, "k"], *, lr: float) -> None:
         """Adam's step against the gradient, in place; several processes by their mean gradient.
 
-        The gradient is tiny (a millionth at a hundred classes), so that plain descent would not move the rates at all.
+        What of it is no number counts as 0: a step that is left out elsewhere must not spoil the rates for good.
         """
         if place()[1] > 1:
             gradient = gradient.clone()
             dist.all_reduce(gradient)
             gradient /= place()[1]
+        gradient = gradient.nan_to_num(0.0, 0.0, 0.0)
         self.steps += 1
         self.mean.lerp_(gradient, 1 - BETAS[0])
         self.mean_square.lerp_(gradient.square(), 1 - BETAS[1])
         mean, square = (
-            moment / (1 - beta ** self.steps.double())
+            moment / (1 - beta ** self.steps.to(gradient.dtype))
             for moment, beta in zip((self.mean, self.mean_square), BETAS, strict=True)
         )
         self.log_rates -= lr * mean / (square.sqrt() + EPSILON)
@@ -146,11 +149,13 @@ def meta_gradient(
     Source: as :class:`MetaSampler`, algorithm 1.
     """
     own: Mapping[str, Tensor] = {name: p for name, p in head.named_parameters() if p.requires_grad}
-    with torch.enable_grad():
+    # Not in float16, where what is differentiated twice without a scaled loss would vanish.
+    precise = next(iter(own.values())).dtype
+    with torch.enable_grad(), torch.autocast(rows.device.type, enabled=False):
         weight = streams.tile(drawn.weight, like=rows)
-        loss = (weight * losses(functional_call(head, dict(own), (rows.detach(),)))).mean()
+        loss = (weight * losses(functional_call(head, dict(own), (rows.detach().to(precise),)))).mean()
         gradients = torch.autograd.grad(loss, list(own.values()), create_graph=True)
         moved = {name: p - lr * g for (name, p), g in zip(own.items(), gradients, strict=True)}
         feature, target = balanced
-        outer = F.cross_entropy(functional_call(head, moved, (feature.detach(),)), target)
+        outer = F.cross_entropy(functional_call(head, moved, (feature.detach().to(precise),)), target)
         return torch.autograd.grad(outer, drawn.log_rates)[0]
