@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -92,6 +93,33 @@ def test_a_loaded_run_scores_as_its_plain_network(finished):
     assert torch.equal(torch.cat(batches), scores["scores"])
     metrics = classification_metrics(scores["scores"], scores["target"], groups=task.groups)
     assert metrics["accuracy"] == line["metrics"]["accuracy"]
+
+
+def test_a_finished_run_needs_nothing_that_it_started_from(finished, tmp_path):
+    start = tmp_path / "start"
+    shutil.copytree(finished[0].path, start)
+    recipe = TINY.override(
+        {
+            "trainer.epochs": 1,
+            "criterion.teacher": str(start),
+            "criterion.teacher_temperature": 2.0,
+            "backbone.weights": str(RunFolder(start).weights),
+            "backbone.trained": ("trunk.6",),
+        }
+    )
+    line = fit(recipe, tmp_path / "run")
+    shutil.rmtree(start)
+    assert run.evaluate(tmp_path / "run")[0] == line["metrics"]
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
+def test_weights_of_another_precision_are_evaluated_and_kept_in_that_of_the_images(tmp_path, precision):
+    recipe = TINY.override({"trainer.precision": precision, "trainer.epochs": 1, "trainer.val_every": 1})
+    line = fit(recipe, tmp_path / "run")
+    metrics, _ = run.evaluate(tmp_path / "run")
+    assert metrics == line["metrics"]
+    saved = load_file(RunFolder(tmp_path / "run").weights)
+    assert {tensor.dtype for tensor in saved.values() if tensor.is_floating_point()} == {torch.float32}
 
 
 def test_a_trained_network_computes_where_training_would_and_comes_back(monkeypatch):

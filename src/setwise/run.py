@@ -10,6 +10,7 @@ from typing import Any
 
 import lightning.pytorch as L
 import torch
+import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback, Timer
 from safetensors.torch import save
 from torch import nn
@@ -114,7 +115,7 @@ def _fit(
         folder = RunFolder(trainer.strategy.broadcast(folder.path))  # where the first process made it
         if recipe.trainer.select != "last":
             _load_best(task, folder, say)
-        task.to(trainer.strategy.root_device)  # from which Lightning has taken it
+        _ready_for_evaluation(task, trainer)
         scores = work.evaluate()
         for note in (found := _notes_of(trainer) + work.remarks(scores)):
             say(note)
@@ -125,6 +126,16 @@ def _fit(
             seconds = earlier + _before_resuming(timer) + time.monotonic() - start
             line = work.write(folder, scores, seconds=seconds)
     return trainer.strategy.broadcast(line), folder
+
+
+def _ready_for_evaluation(task: nn.Module, trainer: L.Trainer) -> None:
+    """Back to where Lightning has taken it from, in the precision of the images, and the same in all processes."""
+    if trainer.precision.endswith("-true") and trainer.precision != "32-true":
+        task.float()
+    task.to(trainer.strategy.root_device)
+    if trainer.world_size > 1:  # the running statistics of norms are each process's own since its last step
+        for buffer in task.buffers():
+            dist.broadcast(buffer, src=0)
 
 
 def _before_resuming(timer: Timer) -> float:

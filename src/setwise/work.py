@@ -29,6 +29,7 @@ from setwise.errors import DataError, InvalidInput, RunError, choose
 from setwise.models import TauNormalized
 from setwise.models.weights import read_state
 from setwise.recipes import Recipe, yaml_file
+from setwise.recipes.schema import Criterion
 from setwise.run_folder import RunFolder
 from setwise.scoring import Model, scores_of, write_results
 from setwise.tasks import TASKS, Classification, EpisodeScore, FewShot
@@ -274,8 +275,10 @@ def load_few_shot(folder: RunFolder, recipe: Recipe) -> tuple[FewShot, EpisodicM
 
 
 def _bare(recipe: Recipe) -> Recipe:
-    """Whose weights come from the run, and not from where the run had its first ones."""
-    return recipe.override({"backbone.pretrained": False, "backbone.weights": None, "criterion.teacher": None})
+    """Whose weights come from the run, and not from where the run had its first ones; nothing of it trains."""
+    start = {"backbone.pretrained": False, "backbone.weights": None, "backbone.trained": ()}
+    taught = {"criterion.teacher": None, "criterion.teacher_temperature": Criterion().teacher_temperature}
+    return recipe.override(start | taught)
 
 
 def _with_weights(task: Task, folder: RunFolder) -> Task:

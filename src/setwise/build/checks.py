@@ -48,6 +48,11 @@ def check(recipe: Recipe) -> None:
             f"`relation.attend` {relation.attend} chooses neighbours by their labels, which a test has not: it cannot "
             "go with relation.relate_at_test."
         )
+    if relation.relate_at_test and relation.gather and not relation.memory:
+        raise InvalidInput(
+            "relation.gather needs batches of one size in all processes, which a test part does not have: leave out "
+            "relation.relate_at_test, or relate to a memory (relation.memory)."
+        )
     if relation.official_replicas > 1 and (relation.gather or relation.memory):
         raise InvalidInput(
             f"`relation.official_replicas` ({relation.official_replicas}) makes the set that the relation sees "
