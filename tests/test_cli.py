@@ -105,6 +105,10 @@ def test_data_says_where_a_data_set_comes_from(recipe, capsys, tmp_path):
         (["train", "image-folder", "--data.root", "missing"], "missing"),
         (["train", "digits-lt", "--backbone.name", "resnet5O"], "Nearest"),
         (["train", "digits-lt", "--backbone.options.widht", "3"], "does not take"),
+        (
+            ["train", "digits-lt", "--backbone.options.width", "["],
+            "--backbone.options.width: the value '[' cannot be read",
+        ),
     ],
 )
 def test_a_wrong_command_is_one_sentence_and_a_status(arguments, message, capsys, tmp_path, monkeypatch):

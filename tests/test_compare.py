@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import time
 
 import fakes
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 from setwise.cli.verbs import _tuned
 from setwise.compare import TUNING_SEED, compare, make_plan
 from setwise.errors import InvalidInput, RunError, SetwiseError, Stopped, UnknownName
-from setwise.jobs import _gpus
+from setwise.jobs import Job, _gpus, run_jobs
 from setwise.judge import Arm, judge, read_plan, write_plan
 from setwise.recipes import RECIPES
 from setwise.run import load_run
@@ -226,6 +227,20 @@ def test_what_the_data_has_to_say_is_said_once(tmp_path):
     said = []
     compare(make_plan(recipe.override({"num_seeds": 1})), tmp_path / "out", workers=1, say=said.append)
     assert len([sentence for sentence in said if "is the test part" in sentence]) == 1
+
+
+def _die_or_sleep(job):
+    if job.name == "first":
+        os._exit(1)
+    time.sleep(200)
+
+
+def test_a_worker_that_is_killed_ends_the_others(tmp_path, monkeypatch):
+    monkeypatch.setattr("setwise.jobs._train_in_worker", _die_or_sleep)
+    began = time.monotonic()
+    with pytest.raises(RunError, match="a worker process was ended from outside"):
+        run_jobs([Job(name, TINY, tmp_path / name) for name in ("first", "second", "third")], 2, lambda *told: None)
+    assert time.monotonic() - began < 150
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from setwise.errors import DataError, MissingFile, RunError
 from setwise.metrics import TAUS, classification_metrics
 from setwise.recipes import RECIPES
 from setwise.report import write_run_report
-from setwise.run_folder import RunFolder, fresh_folder, read_classes
+from setwise.run_folder import RunFolder, claimed, fresh_folder, read_classes
 from setwise.scoring import scores_of
 from setwise.work import on_accelerator
 
@@ -112,9 +112,8 @@ def test_a_finished_run_needs_nothing_that_it_started_from(finished, tmp_path):
     assert run.evaluate(tmp_path / "run")[0] == line["metrics"]
 
 
-@pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
-def test_weights_of_another_precision_are_evaluated_and_kept_in_that_of_the_images(tmp_path, precision):
-    recipe = TINY.override({"trainer.precision": precision, "trainer.epochs": 1, "trainer.val_every": 1})
+def test_weights_of_another_precision_are_evaluated_and_kept_in_that_of_the_images(tmp_path):
+    recipe = TINY.override({"trainer.precision": "bf16-true", "trainer.epochs": 1, "trainer.val_every": 1})
     line = fit(recipe, tmp_path / "run")
     metrics, _ = run.evaluate(tmp_path / "run")
     assert metrics == line["metrics"]
@@ -160,6 +159,17 @@ def test_a_run_never_overwrites(finished):
 def test_a_complete_run_is_not_run_again(finished):
     folder, line = finished
     assert fit(TINY, folder.path, resume=True) == line
+
+
+def test_two_processes_do_not_train_in_one_folder(tmp_path):
+    with (
+        claimed(tmp_path),
+        pytest.raises(RunError, match="Another process is training in"),
+        claimed(tmp_path, patience=0),
+    ):
+        pass
+    with claimed(tmp_path, patience=0):
+        pass
 
 
 def test_another_recipe_does_not_resume_a_run(finished):

@@ -58,8 +58,23 @@ def flip(path):
     path.write_bytes(content)
 
 
+def test_a_run_whose_folder_was_moved_keeps_its_best_weights(tmp_path):
+    recipe = FULL.override({"trainer.select": "best"})
+    fit(recipe, tmp_path / "unbroken")
+    broken = broken_off(recipe, tmp_path / "broken", epoch=3)
+    moved = RunFolder(broken.path.rename(tmp_path / "moved"))
+    seen = []
+
+    class Look(Callback):
+        def on_train_start(self, trainer, module):
+            seen.extend(c.best_model_path for c in trainer.checkpoint_callbacks if getattr(c, "monitor", None))
+
+    fit(recipe, moved.path, resume=True, callbacks=(Look(),))
+    assert seen == [str(moved.best)]
+    assert same_weights(tmp_path / "unbroken", moved.path)
+
+
 @pytest.mark.parametrize("damage", [cut, flip, lambda path: path.write_bytes(b"")], ids=["cut", "flip", "empty"])
-@pytest.mark.filterwarnings("ignore:The dirpath has changed")
 def test_a_damaged_last_checkpoint_falls_back_to_the_one_before_and_says_so(unbroken, broken, damage):
     damage(broken.last)
     said = []
@@ -68,7 +83,6 @@ def test_a_damaged_last_checkpoint_falls_back_to_the_one_before_and_says_so(unbr
     assert same_weights(unbroken, broken.path)
 
 
-@pytest.mark.filterwarnings("ignore:The dirpath has changed")
 def test_a_damaged_last_checkpoint_does_not_take_the_place_of_the_good_one_before(broken):
     cut(broken.last)
     good = broken.last_but_one.read_bytes()
@@ -247,7 +261,7 @@ def test_every_part_with_a_state_has_it_in_the_checkpoint(tmp_path):
     assert int(checkpoint["averaging_state"]["n_averaged"]) == trainer.global_step
     stateful = [c for c in parts["callbacks"] if c.state_dict()]
     kinds = {type(c).__name__ for c in stateful}
-    assert kinds == {"NoNumber", "Averaged", "EarlyStop", "ModelCheckpoint", "Timer", "Unreadable"}
+    assert kinds == {"NoNumber", "Averaged", "EarlyStop", "KeptCheckpoint", "Timer", "Unreadable"}
     assert checkpoint["callbacks"].keys() == {c.state_key for c in stateful}
     assert len(checkpoint["optimizer_states"][0]["state"]) == len(list(module.parameters()))
     assert all("momentum_buffer" in state for state in checkpoint["optimizer_states"][0]["state"].values())

@@ -70,6 +70,8 @@ class Checkpoints(CheckpointIO):
         for candidate in (Path(path), self.folder.last_but_one):
             try:
                 checkpoint = read_checkpoint(candidate)
+            except _OutOfReach:
+                raise
             except RunError as error:
                 problems.append(str(error))
                 self._last_is_good = False  # and must not take the place of the good one before
@@ -85,6 +87,10 @@ class Checkpoints(CheckpointIO):
     def remove_checkpoint(self, path: str | Path) -> None:
         """Delete a checkpoint, if it is there."""
         Path(path).unlink(missing_ok=True)
+
+
+class _OutOfReach(RunError):
+    """A checkpoint of which nothing is known."""
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -103,6 +109,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         checkpoint = torch.load(path, "cpu", weights_only=True)
     except RunError:
         raise
+    except (MemoryError, PermissionError) as error:
+        reason = "memory does not suffice" if isinstance(error, MemoryError) else error.strerror
+        raise _OutOfReach(f"{path} cannot be read: {reason}. It may be whole: leave it where it is.") from error
     except Exception as error:  # a damaged file ends in any of a dozen kinds of errors
         raise RunError(f"{path} cannot be read as a checkpoint: it is damaged ({type(error).__name__}).") from error
     if not isinstance(checkpoint, dict) or not all(isinstance(checkpoint.get(n), kind) for n, kind in PARTS.items()):

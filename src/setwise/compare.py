@@ -156,7 +156,7 @@ def compare(
 
 
 def _start(plan: Plan, root: Path) -> None:
-    if root.exists() and any(root.iterdir()):
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise RunError(f"{root} is not empty, and a comparison never overwrites. Choose another --out, or --resume.")
     try:
         root.mkdir(parents=True, exist_ok=True)

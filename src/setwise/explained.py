@@ -1,6 +1,7 @@
 """What torch, Lightning and the system say in their own words, as a sentence with the way out."""
 
 import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,6 +47,10 @@ def explained(recipe: Recipe, folder: Path) -> Iterator[None]:
             raise RunError(_sentence("", recipe, memory=True) or "Memory does not suffice.") from error
         if error.errno not in UNWRITABLE:
             raise
+        if error.filename is not None and not Path(os.fsdecode(error.filename)).absolute().is_relative_to(
+            folder.absolute()
+        ):
+            raise RunError(f"{os.fsdecode(error.filename)} cannot be read or written: {error.strerror}.") from error
         raise unwritable(folder, error) from error
     except RuntimeError as error:
         if said := _sentence(str(error), recipe, memory=isinstance(error, torch.OutOfMemoryError)):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from setwise.errors import InvalidInput, RunError, choose
 from setwise.run import load_run
+from setwise.run_folder import writing
 
 __all__ = ["FORMATS", "Exported", "export"]
 
@@ -76,14 +77,15 @@ def export(run: str | Path, out: Path, formats: Sequence[str] = ("safetensors", 
         ) from error
     written = []
     for name, path in files.items():
-        got = FORMATS[name][0](plain, images, path)
-        difference = float((got - expected).abs().max() / expected.abs().max())
-        if not difference <= TOLERANCE:
-            path.unlink()
-            raise RunError(
-                f"The model as {name} disagrees with the evaluated one by {difference:.1e} of the largest score, more "
-                f"than {TOLERANCE:g}, so {path.name} was not kept. Leave {name} out of --formats."
-            )
+        with writing(path) as part:
+            got = FORMATS[name][0](plain, images, part)
+            difference = float((got - expected).abs().max() / expected.abs().max())
+            if not difference <= TOLERANCE:
+                part.unlink()
+                raise RunError(
+                    f"The model as {name} disagrees with the evaluated one by {difference:.1e} of the largest score, "
+                    f"more than {TOLERANCE:g}, so {path.name} was not kept. Leave {name} out of --formats."
+                )
         written.append(Exported(name, path, difference))
     return written
 

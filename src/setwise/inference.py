@@ -76,6 +76,8 @@ def predict(
     Raises:
         DataError: naming the images that cannot be read.
     """
+    if top_k < 1:
+        raise InvalidInput(f"`top-k` ({top_k}) must be at least 1.")
     recipe, task, model = load_run(run)
     if adjusted and task.multi_label:
         raise InvalidInput("--adjusted corrects class bias where one class excludes another; here it does not.")

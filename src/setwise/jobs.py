@@ -3,11 +3,12 @@
 import multiprocessing
 import os
 import queue
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,7 @@ def _in_parallel(todo: Sequence[Job], workers: int, threads: int, share: _Share,
     context = multiprocessing.get_context("spawn")  # a forked child would inherit torch's threads in any state
     messages = context.Queue()
     parts = {job.name: 0.0 for job in todo}
+    others = set(multiprocessing.active_children())  # of a program that calls us
     failed: dict[str, BaseException] = {}
     gpus = context.Queue()
     for gpu in _gpus(todo[0].recipe, workers):
@@ -109,12 +111,18 @@ def _in_parallel(todo: Sequence[Job], workers: int, threads: int, share: _Share,
                     parts[name] = max(parts[name], part)
                     progress(name, (share.finished + sum(parts.values())) * share.of_one)
                 failed |= {futures[future]: error for future in done if (error := future.exception()) is not None}
+                if any(isinstance(error, BrokenProcessPool) for error in failed.values()):
+                    _end(pool, others)  # else the other workers would go on unseen
         except (KeyboardInterrupt, Stopped):
-            pool.shutdown(wait=False, cancel_futures=True)
-            for child in multiprocessing.active_children():
-                child.kill()  # Lightning answers a mere SIGTERM when its epoch is over; checkpoints are written whole
+            _end(pool, others)
             raise
     _raise_failures(failed, len(todo))
+
+
+def _end(pool: ProcessPoolExecutor, others: Set[BaseProcess]) -> None:
+    pool.shutdown(wait=False, cancel_futures=True)
+    for child in set(multiprocessing.active_children()) - others:
+        child.kill()  # Lightning answers a mere SIGTERM when its epoch is over; checkpoints are written whole
 
 
 def _raise_failures(failed: Mapping[str, BaseException], number: int) -> None:

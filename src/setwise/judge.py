@@ -74,11 +74,12 @@ def read_plan(root: Path) -> Plan:
     """
     try:
         saved = json.loads((root / "plan.json").read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
+        arms = tuple(Arm(arm["name"], arm["variant"], _read(arm["settings"])) for arm in saved["arms"])
+        tune = {path: [yaml_file.read_field(path, value) for value in values] for path, values in saved["tune"].items()}
+        seeds = tuple(saved["seeds"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # whatever a damaged file leads to
         raise RunError(f"{root} is no folder of `setwise compare`: its plan.json cannot be read ({error}).") from error
-    arms = tuple(Arm(arm["name"], arm["variant"], _read(arm["settings"])) for arm in saved["arms"])
-    tune = {path: [yaml_file.read_field(path, value) for value in values] for path, values in saved["tune"].items()}
-    return Plan(yaml_file.read(root / "recipe.yaml"), arms, tuple(saved["seeds"]), tune)
+    return Plan(yaml_file.read(root / "recipe.yaml"), arms, seeds, tune)
 
 
 def _read(settings: dict[str, Any]) -> dict[str, Any]:
@@ -175,6 +176,11 @@ def judge(root: str | Path) -> Comparison:
     adjusted = plan.recipe.primary.startswith("adjusted_")
     classes = _class_differences(runs["related"], runs["control"], class_names, adjusted=adjusted)
     primary_key = (plan.recipe.primary, "related", "control")
+    if primary_key not in found:
+        raise RunError(
+            f"The primary metric {plan.recipe.primary} is no number in some run of {root}: its test part has no image "
+            "that counts. Compare with another --primary."
+        )
     of_others = holm({str(key): interval.p for key, interval in found.items() if key != primary_key})
     of_classes = holm({name: interval.p for name, interval in classes.items()})
     many = found.get((f"{'adjusted_' * adjusted}many", "related", "control"))

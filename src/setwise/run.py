@@ -5,6 +5,7 @@ import logging
 import time
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from setwise.guards import NoNumber, Unreadable
 from setwise.launch import is_first
 from setwise.recipes import Recipe, yaml_file
 from setwise.recipes.stages import stage_before
-from setwise.run_folder import RunFolder, commit, read_lines, unwritable, versions, write_whole
+from setwise.run_folder import RunFolder, claimed, commit, read_lines, unwritable, versions, write_whole
 from setwise.scoring import Model, class_table, scores_of
 from setwise.tasks import Classification
 from setwise.trainer import make_trainer, meet_again
@@ -106,7 +107,7 @@ def _fit(
     if first:
         _write_head(folder, recipe, work.notes)
     meet_again(recipe.trainer.accelerator)
-    with explained(recipe, folder.path):
+    with claimed(folder.path) if first else nullcontext(), explained(recipe, folder.path):
         last = folder.last if folder.begun else None
         if any(parameter.requires_grad for parameter in task.parameters()):
             trainer.fit(task, loaders["train"], loaders["val"], ckpt_path=last, weights_only=True)
@@ -122,7 +123,8 @@ def _fit(
         line = {}
         if first:
             _write_environment(folder, work.notes + found)
-            write_whole(folder.weights, save({n: tensor.contiguous() for n, tensor in task.cpu().state_dict().items()}))
+            weights = save({name: tensor.contiguous() for name, tensor in task.cpu().state_dict().items()})
+            write_whole(folder.weights, weights, lasting=True)
             seconds = earlier + _before_resuming(timer) + time.monotonic() - start
             line = work.write(folder, scores, seconds=seconds)
     return trainer.strategy.broadcast(line), folder

@@ -22,6 +22,7 @@ import json
 import os
 import platform
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -31,8 +32,14 @@ from typing import Any
 from setwise.errors import MissingFile, RunError
 from setwise.recipes.schema import Recipe
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 __all__ = [
     "RunFolder",
+    "claimed",
     "commit",
     "fresh_folder",
     "read_classes",
@@ -145,14 +152,61 @@ def writing(path: Path) -> Iterator[Path]:
         raise unwritable(path.parent, error) from error
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
+def write_whole(path: Path, content: str | bytes, *, lasting: bool = False) -> None:
     """Write a file so that it is either the old one or the whole new one, whatever happens in between.
+
+    Args:
+        path: of the file.
+        content: all of it.
+        lasting: not even a power cut leaves the name on an empty file; takes milliseconds.
 
     Raises:
         RunError: if the folder takes no more.
     """
-    with writing(path) as part:
-        part.write_bytes(content.encode() if isinstance(content, str) else content)
+    with writing(path) as part, part.open("wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+        if lasting:
+            file.flush()
+            os.fsync(file.fileno())
+
+
+@contextmanager
+def claimed(folder: Path, *, patience: float = 10.0) -> Iterator[None]:
+    """Keep all other processes of this machine out of a run's folder until the end; a process that dies lets it go.
+
+    Args:
+        folder: that is there.
+        patience: seconds to wait for another process, whose readers of images outlive it by a few.
+
+    Raises:
+        RunError: if another process has it.
+    """
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        until = time.monotonic() + patience
+        while not _locked(handle):
+            if time.monotonic() > until:
+                raise RunError(
+                    f"Another process is training in {folder}. Let it end, or end it; then --resume continues. Or take "
+                    "another --out."
+                )
+            time.sleep(0.2)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _locked(handle: int) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return True
+    return True
 
 
 def write_line(recipe: Recipe, folder: RunFolder, metrics: dict[str, float], *, seconds: float) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import inspect
 import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
@@ -21,6 +22,22 @@ from setwise.recipes import Recipe
 from setwise.run_folder import RunFolder
 
 __all__ = ["make_trainer", "meet_again"]
+
+PATHS = ("best_model_path", "kth_best_model_path", "last_model_path")
+"""Of checkpoints, in the state of Lightning's callback."""
+
+
+class KeptCheckpoint(ModelCheckpoint):
+    """Lightning's, which forgets the best checkpoint when the run's folder has been moved."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the checkpoints where they are now."""
+        here = Path(str(self.dirpath))
+        moved = {
+            key: str(here / Path(str(path)).name) if path else path for key, path in state_dict.items() if key in PATHS
+        }
+        best = {str(here / Path(path).name): score for path, score in state_dict["best_k_models"].items()}
+        super().load_state_dict({**state_dict, **moved, "best_k_models": best, "dirpath": self.dirpath})
 
 
 def make_trainer(
@@ -97,9 +114,9 @@ def _callbacks(recipe: Recipe, folder: RunFolder, *, shown: bool) -> list[Callba
 
         made.append(RichProgressBar())
     if part.select != "last":
-        made.append(ModelCheckpoint(folder.checkpoints, "best", save_top_k=1, enable_version_counter=False, **watch))
+        made.append(KeptCheckpoint(folder.checkpoints, "best", save_top_k=1, enable_version_counter=False, **watch))
     made.append(
-        ModelCheckpoint(
+        KeptCheckpoint(
             folder.checkpoints,
             folder.last.stem,
             save_top_k=1,

@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import itertools
+import re
 import typing
 from collections.abc import Sequence
 from pathlib import Path
@@ -136,10 +137,22 @@ def named_value(text: str) -> tuple[str, Any]:
     name, given, value = text.partition("=")
     if not given or not name or not value:
         raise InvalidInput(f"--options takes NAME=VALUE, such as depth=12, but it was given {text!r}.")
+    return name.replace("-", "_"), _value("--options", value)
+
+
+def _value(option: str, text: str) -> Any:
+    """A value as in YAML, but for numbers such as 1e-3, which YAML takes for words.
+
+    >>> _value("--options", "1e-3"), _value("--options", "[1, 2]"), _value("--options", "none")
+    (0.001, [1, 2], 'none')
+    """
     try:
-        return name.replace("-", "_"), yaml.safe_load(value)
+        value = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise InvalidInput(f"--options: the value of {text!r} cannot be read.") from error
+        raise InvalidInput(f"{option}: the value {text!r} cannot be read.") from error
+    if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value):
+        return float(value)
+    return value
 
 
 def _take_open_options(args: Sequence[str]) -> tuple[list[str], dict[str, dict[str, Any]]]:
@@ -156,7 +169,8 @@ def _take_open_options(args: Sequence[str]) -> tuple[list[str], dict[str, dict[s
         value = value if is_given else next(waiting, "")
         if not value:
             raise InvalidInput(f"{option} needs a value: {option} VALUE.")
-        options[group][option.removeprefix(f"--{group}.options.").replace("-", "_")] = yaml.safe_load(value)
+        name = option.removeprefix(f"--{group}.options.")
+        options[group][name.replace("-", "_")] = _value(option, value)
     return rest, options
 
 
