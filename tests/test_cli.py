@@ -92,6 +92,7 @@ def test_data_says_where_a_data_set_comes_from(recipe, capsys, tmp_path):
         (["test", "missing"], "is no run folder"),
         (["predict", "missing", "a.png"], "is no run folder"),
         (["export", "missing"], "is no run folder"),
+        (["predict", "missing", ".", "--top-k", "0"], "`top-k` (0) must be at least 1"),
         (["report", "missing"], "is no run folder"),
         (["compare", "digits-lt", "--resume"], "needs the folder"),
         (["compare", "digits-lt", "--seeds", "0"], "at least one seed"),

@@ -1,13 +1,16 @@
 """Few-shot runs through the command line: training, evaluation, what they attended to, and collapse."""
 
+import csv
 import json
 import re
 import shutil
 
+import fakes
 import few_shot_fakes
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from setwise.build import build_episode_data
 from setwise.cli import main
@@ -109,6 +112,35 @@ def test_verbs_of_classifiers_say_what_is_missing(finished, verb, capsys):
     arguments = [str(folder.path)] if verb != "predict" else [str(folder.path), str(folder.path)]
     assert main([verb, *arguments]) == 2
     assert "few-shot" in capsys.readouterr().err
+
+
+def test_new_classes_are_predicted_by_a_few_images_of_each(finished, tmp_path, capsys):
+    folder, _ = finished
+    fakes.write_classes(tmp_path / "known", {"owl": 2, "bee": 3})
+    fakes.write_classes(tmp_path / "new", {"x": 3}, first=50)
+    support, new = ["--support", str(tmp_path / "known")], str(tmp_path / "new")
+    out = tmp_path / "predictions.csv"
+    assert main(["predict", str(folder.path), new, *support, "--batch-size", "2", "--out", str(out)]) == 0
+    with out.open() as file:
+        rows = list(csv.DictReader(file))
+    recipe = yaml_file.read(folder.recipe)
+    task, model = load_few_shot(folder, recipe)
+
+    def pixels(paths):
+        size = (model.image_size, model.image_size)
+        images = [np.asarray(Image.open(path).convert("RGB").resize(size, Image.Resampling.BILINEAR)) for path in paths]
+        return torch.tensor((np.stack(images) / 255 - model.mean) / model.std).permute(0, 3, 1, 2).float()
+
+    paths = sorted((tmp_path / "known" / "bee").iterdir()) + sorted((tmp_path / "known" / "owl").iterdir())
+    queries = sorted((tmp_path / "new" / "x").iterdir())
+    with torch.no_grad():
+        expected = task(pixels(paths), torch.tensor([0, 0, 0, 1, 1]), pixels(queries)).softmax(1)
+    assert [row["path"] for row in rows] == list(map(str, queries))
+    for row, [bee, owl] in zip(rows, expected.tolist(), strict=True):
+        assert row["class_1"] == ("bee" if bee > owl else "owl")
+        assert float(row["probability_1"]) == pytest.approx(max(bee, owl), abs=2e-2)  # of a resize by other code
+    assert main(["predict", str(folder.path), new, "--support", str(tmp_path / "nowhere")]) == 2
+    assert "There is no folder" in capsys.readouterr().err
 
 
 def test_a_comparison_with_a_control_is_refused(finished, capsys):

@@ -8,19 +8,22 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import torch
+from torch import Tensor
 
 from setwise.data import IMAGE_EXTENSIONS, Loader, Split, make_loader
-from setwise.data.folders import ClassFolders, is_image, scan, visible_files
+from setwise.data.few_shot.loader import squash
+from setwise.data.folders import ClassFolders, is_image, require_images, scan, visible_files
 from setwise.data.images import ImageFiles, StackedImages, decode
-from setwise.data.problems import shorten
-from setwise.data.transforms import to_grey
+from setwise.data.problems import settle, shorten
+from setwise.data.transforms import normalise, to_grey
 from setwise.errors import DataError, InvalidInput, MissingFile, RunError
 from setwise.explained import explained
 from setwise.metrics import adjust
-from setwise.recipes import Recipe
+from setwise.recipes import Recipe, yaml_file
 from setwise.run import load_run
+from setwise.run_folder import RunFolder
 from setwise.scoring import Model, class_table, scores_of
-from setwise.work import on_accelerator
+from setwise.work import load_few_shot, on_accelerator
 
 __all__ = ["Prediction", "evaluate_folder", "find_images", "predict", "write_csv"]
 
@@ -59,16 +62,24 @@ def find_images(inputs: Sequence[Path], *, usage: str = "setwise predict RUN IMA
 
 
 def predict(
-    run: str | Path, inputs: Sequence[Path], *, top_k: int = 5, adjusted: bool = False, batch_size: int = 64
+    run: str | Path,
+    inputs: Sequence[Path],
+    *,
+    top_k: int = 5,
+    adjusted: bool = False,
+    batch_size: int = 64,
+    support: Path | None = None,
 ) -> list[Prediction]:
-    """Classify images with the plain model of a run.
+    """Classify images with the plain model of a run, or by the support images of a few-shot run.
 
     Args:
         run: run folder.
         inputs: images and folders of images.
         top_k: classes per image.
         adjusted: add the logit adjustment that validation chose, as the adjusted metrics do.
-        batch_size: images at a time; predictions do not depend on it, unless the run relates at test time.
+        batch_size: images at a time; predictions do not depend on it, unless the run relates at test time, or a
+            few-shot run takes the moments of an episode.
+        support: of a few-shot run: a folder with a few images of each class, ``support/<class>/``.
 
     Returns:
         One prediction an image, in the order of the inputs.
@@ -78,6 +89,8 @@ def predict(
     """
     if top_k < 1:
         raise InvalidInput(f"`top-k` ({top_k}) must be at least 1.")
+    if support is not None:
+        return _predict_by_support(RunFolder(run), support, find_images(inputs), top_k=top_k, batch_size=batch_size)
     recipe, task, model = load_run(run)
     if adjusted and task.multi_label:
         raise InvalidInput("--adjusted corrects class bias where one class excludes another; here it does not.")
@@ -87,11 +100,44 @@ def predict(
     if adjusted:
         scores = adjust(scores, task.counts, model.tau)
     probabilities = scores.sigmoid() if task.multi_label else scores.softmax(1)
-    best = probabilities.topk(min(top_k, len(model.class_names)), dim=1)
+    return _best(probabilities, paths, model.class_names, top_k)
+
+
+def _best(probabilities: Tensor, paths: Sequence[Path], names: Sequence[str], top_k: int) -> list[Prediction]:
+    best = probabilities.topk(min(top_k, len(names)), dim=1)
     return [
-        Prediction(str(path), tuple(model.class_names[k] for k in classes), tuple(values))
+        Prediction(str(path), tuple(names[k] for k in classes), tuple(values))
         for path, values, classes in zip(paths, best.values.tolist(), best.indices.tolist(), strict=True)
     ]
+
+
+@torch.inference_mode()
+def _predict_by_support(
+    folder: RunFolder, support: Path, paths: Sequence[Path], *, top_k: int, batch_size: int
+) -> list[Prediction]:
+    recipe = yaml_file.read(folder.require(folder.recipe, "recipe"))
+    if recipe.task != "few-shot":
+        raise InvalidInput(f"--support shows a few-shot run new classes; {folder.path} knows its own: leave it out.")
+    task, model = load_few_shot(folder, recipe)
+    if not support.is_dir():
+        raise MissingFile(f"There is no folder {support} (--support).")
+    folders, _ = scan(support)
+    require_images(folders, support)
+    known = [path for images in folders.values() for path in images]
+    target = torch.tensor([label for label, images in enumerate(folders.values()) for _ in images])
+
+    def images_of(files: Sequence[Path]) -> Tensor:
+        images = list(ImageFiles(files).take(torch.arange(len(files))))
+        problems = [str(image) for image in images if isinstance(image, DataError)]
+        settle(problems, on_error="raise", what="images", way_out="Repair it or leave it out.")
+        square = squash([image for image in images if isinstance(image, Tensor)], model.image_size)
+        return normalise(square, mean=model.mean, std=model.std).to(task.device)
+
+    with explained(recipe, folder.path), on_accelerator(task, recipe):
+        shown, target = images_of(known), target.to(task.device)
+        starts = range(0, len(paths), batch_size)
+        scores = [task(shown, target, images_of(paths[start : start + batch_size])).float().cpu() for start in starts]
+    return _best(torch.cat(scores).softmax(1), paths, list(folders), top_k)
 
 
 def evaluate_folder(

@@ -262,7 +262,8 @@ def load_classification(folder: RunFolder, recipe: Recipe) -> tuple[Classificati
     if recipe.task != "classification":
         raise InvalidInput(
             f"{folder.path} is a {recipe.task} run, whose classes come with each episode: `setwise test` evaluates it, "
-            "but there is no classifier to predict with, to export or to audit."
+            "`setwise predict --support FOLDER` classifies by images of yours, but there is no classifier to export or "
+            "to audit."
         )
     model = _read(Model, folder.require(folder.model, "model file"))
     return _with_weights(_classification(_bare(recipe), model, print), folder), model

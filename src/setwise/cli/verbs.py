@@ -203,7 +203,7 @@ def test_(args: Sequence[str]) -> None:
 
 @dataclass
 class _Predict:
-    """Classify images with the plain model of a run."""
+    """Classify images with the plain model of a run, or by the support images of a few-shot run."""
 
     run: tyro.conf.Positional[Path]
     """Run folder."""
@@ -217,6 +217,8 @@ class _Predict:
     """Add the logit adjustment that validation chose in training."""
     batch_size: int = 64
     """Images at a time."""
+    support: Path | None = None
+    """Few-shot runs: folder with a few images of each new class, SUPPORT/<class>/."""
 
 
 def predict_(args: Sequence[str]) -> None:
@@ -224,13 +226,8 @@ def predict_(args: Sequence[str]) -> None:
     options = parse("predict", _Predict, args)
     from setwise.inference import predict, write_csv
 
-    found = predict(
-        options.run,
-        options.inputs,
-        top_k=options.top_k,
-        adjusted=options.adjusted,
-        batch_size=options.batch_size,
-    )
+    how = {name: getattr(options, name) for name in ("top_k", "adjusted", "batch_size", "support")}
+    found = predict(options.run, options.inputs, **how)
     write_csv(found, options.out)
     if options.out is not None:
         print(f"{len(found)} predictions  {options.out}")

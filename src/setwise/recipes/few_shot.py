@@ -243,6 +243,24 @@ TINYIMAGENET_PROTOTYPICAL = TINYIMAGENET_CTX.override(
     }
 )
 
+# A beginning for images of one's own, at the size of most few-shot benchmarks; the settings are ours.
+CLASS_FOLDERS_CTX = Recipe(
+    name="class-folders-ctx",
+    summary="your own classes in train/, val/ and test/, 5-way 5-shot: CrossTransformer on a ResNet-18 of stride 16",
+    task="few-shot",
+    data=Data(name="class-folders", image_size=84),
+    backbone=Backbone(name="resnet18", options={"output_stride": 16}),
+    relation=Relation(name="none"),
+    head=Head(name="cross-transformer"),
+    episodes=Episodes(n_way=5, n_shot=5, n_query=10, train=200, val=200, test=600),
+    optimizer=Optimizer(name="normalized-adam", lr=6e-4, weight_decay=1e-4, schedule="cosine"),
+    trainer=Trainer(epochs=50, select="best"),
+    primary="accuracy",
+    num_seeds=3,
+    paper=CROSS_TRANSFORMERS,
+    smoke=SMOKE | {"backbone.name": "test_resnet", "backbone.options": {}, "data.image_size": 32},
+)
+
 # Stage one of two: the trunk as a classifier of the training classes.
 TINYIMAGENET_PRETRAIN = Recipe(
     name="tinyimagenet-pretrain",
@@ -286,6 +304,7 @@ FEW_SHOT = (
     META_DATASET_CTX_SIMCLR,
     META_DATASET_PROTOTYPICAL,
     META_DATASET_PROTOTYPICAL_SIMCLR,
+    CLASS_FOLDERS_CTX,
     OMNIGLOT_CTX,
     OMNIGLOT_PROTOTYPICAL,
     TINYIMAGENET_PRETRAIN,
