@@ -159,6 +159,8 @@ def test_a_run_never_overwrites(finished):
 def test_a_complete_run_is_not_run_again(finished):
     folder, line = finished
     assert fit(TINY, folder.path, resume=True) == line
+    elsewhere = {"data.root": "elsewhere", "data.num_workers": 1, "summary": "in other words"}
+    assert fit(TINY.override(elsewhere), folder.path, resume=True) == line
 
 
 def test_two_processes_do_not_train_in_one_folder(tmp_path):
@@ -256,7 +258,7 @@ def test_a_run_that_ends_before_its_first_validation_keeps_its_last_weights(tmp_
     said = []
     recipe = TINY.override({"trainer.select": "best", "trainer.max_steps": 2})
     run.fit(recipe, tmp_path / "run", progress=False, say=said.append)
-    assert "Training ended before its first validation, so the last weights are kept." in said
+    assert "No weights have been selected by a validation, so the last ones are kept." in said
 
 
 @pytest.mark.parametrize(

@@ -206,7 +206,10 @@ def test_a_reader_of_images_that_dies_is_a_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr(BatchedSplit, "__getitem__", die)
     image_by_image = {"data.augment": "crop-flip-rotate", "data.num_workers": 1}  # else there would be no worker
     recipe = TINY.override({**image_by_image, "trainer.val_every": 4})
-    with pytest.raises(RunError, match=r"process that reads images died \(DataLoader worker .*--data\.num-workers 0"):
+    with pytest.raises(
+        RunError,
+        match=r"process that reads images died \(DataLoader worker .*--resume and fewer \(--data\.num-workers 1\)",
+    ):
         fit(recipe, tmp_path / "run")
     monkeypatch.undo()
     fit(recipe, tmp_path / "run", resume=True)

@@ -63,8 +63,8 @@ def _sentence(error: str, recipe: Recipe, *, memory: bool) -> str | None:
     if error.startswith(DEAD_WORKER):
         return (
             f"A process that reads images died ({error.splitlines()[0].rstrip('.')}): most often memory, or the shared "
-            "memory in /dev/shm, ran out. Read with fewer (--data.num-workers 1) or with none (--data.num-workers 0) "
-            "in a new run; --resume repeats this one as it was, from its last checkpoint."
+            "memory in /dev/shm, ran out. Continue with --resume and fewer (--data.num-workers 1) or none "
+            "(--data.num-workers 0)."
         )
     if recipe.task == "few-shot" and (memory or any(text in error.lower() for text in OUT_OF_MEMORY)):
         return (

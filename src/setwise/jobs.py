@@ -16,7 +16,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from setwise.data.images import num_cores
-from setwise.errors import RunError, SetwiseError, Stopped
+from setwise.errors import RunError, Stopped
 from setwise.launch import end_with_parent, stopped_by_sigterm
 from setwise.recipes import Recipe
 from setwise.recipes.stages import stages
@@ -71,7 +71,7 @@ def run_jobs(jobs: Sequence[Job], workers: int | None, progress: Progress) -> No
                 _train(job, _EpochReport(job, partial(_move, progress, base, share)))
             except Stopped:
                 raise
-            except SetwiseError as error:
+            except Exception as error:  # as a worker's is; the others go on
                 failed[job.name] = error
             progress(job.name, base + share)
         _raise_failures(failed, len(todo))

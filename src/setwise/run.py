@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ __all__ = ["evaluate", "fit", "load_run", "make_trainer", "rehearse"]
 
 OF_A_START = {"environment.json", "environment.json.part", "recipe.yaml.part"}
 """What a run leaves that was killed before it had written its recipe."""
+OF_NO_RESULT = ("summary", "paper", "reported", "data.root", "data.num_workers", "data.cache", "trainer.on_nan")
+"""Fields of a recipe that may differ when a run continues: its result does not depend on them."""
 
 
 def fit(
@@ -180,7 +183,7 @@ def _load_best(task: nn.Module, folder: RunFolder, say: Say) -> None:
                 "keeps the last weights instead."
             ) from error
     else:
-        say("Training ended before its first validation, so the last weights are kept.")
+        say("No weights have been selected by a validation, so the last ones are kept.")
 
 
 def load_run(path: str | Path, *, recipe: Recipe | None = None) -> tuple[Recipe, Classification, Model]:
@@ -232,18 +235,24 @@ def evaluate(
 def _check_folder(folder: RunFolder, recipe: Recipe, *, resume: bool) -> None:
     """Refuse a folder with something else in it, before anything is loaded.
 
-    What to do about a loss that is no number is the one field that may change: a run that was stopped so may go on.
+    Where the data lies and how it is read may change, and what to do about a loss that is no number: a run that was
+    stopped so may go on.
     """
     of_a_start = OF_A_START if resume else set()
     if resume and folder.recipe.is_file():
-        same: dict[str, Any] = {"smoke": {}, "ran": (), "trainer.on_nan": yaml_file.read(folder.recipe).trainer.on_nan}
-        if yaml_file.read(folder.recipe) != recipe.override(same):
+        begun = yaml_file.read(folder.recipe)
+        same: dict[str, Any] = {"smoke": {}, "ran": ()} | {path: _value(begun, path) for path in OF_NO_RESULT}
+        if begun != recipe.override(same):
             raise RunError(
                 f"{folder.path} was started with another recipe, so it cannot be resumed with this one. "
                 f"Resume it as it is (`setwise train {folder.path} --resume`), or train into a new folder."
             )
     elif folder.path.exists() and (not folder.path.is_dir() or {f.name for f in folder.path.iterdir()} - of_a_start):
         raise RunError(f"{folder.path} is not empty, and a run never overwrites. Choose another --out, or --resume.")
+
+
+def _value(recipe: Recipe, path: str) -> Any:
+    return reduce(getattr, path.split("."), recipe)
 
 
 def _write_head(folder: RunFolder, recipe: Recipe, notes: Sequence[str]) -> None:
