@@ -133,7 +133,7 @@ def test_a_file_is_json_by_its_name_and_is_never_overwritten(tmp_path):
         (["resnet50", "--options", "depth=3"], "Backbone 'resnet50' does not take these options"),
         (["patchconvnet_s60", "--options", "num_heads=7"], "must be divisible by `num_heads` (7)"),
         (["resnet50", "--options", "depth"], "--options takes NAME=VALUE, such as depth=12, but it was given 'depth'"),
-        (["resnet50", "--options", "depth=["], "the value of 'depth=[' cannot be read"),
+        (["resnet50", "--options", "depth=["], "the value '[' cannot be read"),
         (["resnet50", "--batch-size", "0"], "`batch-size` must be at least 1, but it is 0"),
         (["resnet50", "--image-size", "-1"], "`image-size` must be at least 1, but it is -1"),
         (["inception_v3", "--image-size", "32"], "inception_v3 does not run on images of 32 pixels"),
