@@ -2,12 +2,10 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
 
 import fakes
 import numpy as np
@@ -23,9 +21,8 @@ from setwise.errors import DataError, MissingFile, RunError
 from setwise.metrics import TAUS, classification_metrics
 from setwise.recipes import RECIPES
 from setwise.report import write_run_report
-from setwise.run_folder import RunFolder, claimed, fresh_folder, read_classes
+from setwise.run_folder import RunFolder, fresh_folder, read_classes
 from setwise.scoring import scores_of
-from setwise.work import on_accelerator
 
 TINY = RECIPES["digits-lt"].override(
     {"trainer.epochs": 4, "trainer.checkpoint_every": 1, "trainer.val_every": 2, "backbone.options": {"width": 4}}
@@ -95,51 +92,6 @@ def test_a_loaded_run_scores_as_its_plain_network(finished):
     assert metrics["accuracy"] == line["metrics"]["accuracy"]
 
 
-def test_a_finished_run_needs_nothing_that_it_started_from(finished, tmp_path):
-    start = tmp_path / "start"
-    shutil.copytree(finished[0].path, start)
-    recipe = TINY.override(
-        {
-            "trainer.epochs": 1,
-            "criterion.teacher": str(start),
-            "criterion.teacher_temperature": 2.0,
-            "backbone.weights": str(RunFolder(start).weights),
-            "backbone.trained": ("trunk.6",),
-        }
-    )
-    line = fit(recipe, tmp_path / "run")
-    shutil.rmtree(start)
-    assert run.evaluate(tmp_path / "run")[0] == line["metrics"]
-
-
-def test_weights_of_another_precision_are_evaluated_and_kept_in_that_of_the_images(tmp_path):
-    recipe = TINY.override({"trainer.precision": "bf16-true", "trainer.epochs": 1, "trainer.val_every": 1})
-    line = fit(recipe, tmp_path / "run")
-    metrics, _ = run.evaluate(tmp_path / "run")
-    assert metrics == line["metrics"]
-    saved = load_file(RunFolder(tmp_path / "run").weights)
-    assert {tensor.dtype for tensor in saved.values() if tensor.is_floating_point()} == {torch.float32}
-
-
-def test_a_trained_network_computes_where_training_would_and_comes_back(monkeypatch):
-    class Network:
-        at = "cpu"
-
-        def to(self, device):
-            self.at = device
-
-        def cpu(self):
-            self.at = "cpu"
-
-    monkeypatch.setattr("torch.accelerator.current_accelerator", lambda check: "gpu")
-    for asked, where in {"auto": "gpu", "gpu": "gpu", "cpu": "cpu"}.items():
-        network = Network()
-        with suppress(ValueError), on_accelerator(network, TINY.override({"trainer.accelerator": asked})):
-            assert network.at == where
-            raise ValueError
-        assert network.at == "cpu"
-
-
 def test_the_same_seed_gives_the_same_weights(finished, tmp_path):
     folder, _ = finished
     torch.manual_seed(7)  # whatever else was drawn in the process
@@ -161,17 +113,6 @@ def test_a_complete_run_is_not_run_again(finished):
     assert fit(TINY, folder.path, resume=True) == line
     elsewhere = {"data.root": "elsewhere", "data.num_workers": 1, "summary": "in other words"}
     assert fit(TINY.override(elsewhere), folder.path, resume=True) == line
-
-
-def test_two_processes_do_not_train_in_one_folder(tmp_path):
-    with (
-        claimed(tmp_path),
-        pytest.raises(RunError, match="Another process is training in"),
-        claimed(tmp_path, patience=0),
-    ):
-        pass
-    with claimed(tmp_path, patience=0):
-        pass
 
 
 def test_another_recipe_does_not_resume_a_run(finished):

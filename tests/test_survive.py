@@ -58,22 +58,6 @@ def flip(path):
     path.write_bytes(content)
 
 
-def test_a_run_whose_folder_was_moved_keeps_its_best_weights(tmp_path):
-    recipe = FULL.override({"trainer.select": "best"})
-    fit(recipe, tmp_path / "unbroken")
-    broken = broken_off(recipe, tmp_path / "broken", epoch=3)
-    moved = RunFolder(broken.path.rename(tmp_path / "moved"))
-    seen = []
-
-    class Look(Callback):
-        def on_train_start(self, trainer, module):
-            seen.extend(c.best_model_path for c in trainer.checkpoint_callbacks if getattr(c, "monitor", None))
-
-    fit(recipe, moved.path, resume=True, callbacks=(Look(),))
-    assert seen == [str(moved.best)]
-    assert same_weights(tmp_path / "unbroken", moved.path)
-
-
 @pytest.mark.parametrize("damage", [cut, flip, lambda path: path.write_bytes(b"")], ids=["cut", "flip", "empty"])
 def test_a_damaged_last_checkpoint_falls_back_to_the_one_before_and_says_so(unbroken, broken, damage):
     damage(broken.last)

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import CheckpointIO
 
-from setwise.errors import RunError
+from setwise.errors import RunError, out_of_memory
 from setwise.run_folder import RunFolder, unwritable
 
-__all__ = ["Checkpoints", "read_checkpoint"]
+__all__ = ["Checkpoints", "OutOfReach", "read_checkpoint"]
 
 PARTS: dict[str, type] = {"state_dict": dict, "optimizer_states": list, "lr_schedulers": list, "loops": dict}
 PARTS |= {"callbacks": dict, "epoch": int, "global_step": int}
@@ -70,7 +70,7 @@ class Checkpoints(CheckpointIO):
         for candidate in (Path(path), self.folder.last_but_one):
             try:
                 checkpoint = read_checkpoint(candidate)
-            except _OutOfReach:
+            except OutOfReach:
                 raise
             except RunError as error:
                 problems.append(str(error))
@@ -89,7 +89,7 @@ class Checkpoints(CheckpointIO):
         Path(path).unlink(missing_ok=True)
 
 
-class _OutOfReach(RunError):
+class OutOfReach(RunError):
     """A checkpoint of which nothing is known."""
 
 
@@ -110,13 +110,19 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except RunError:
         raise
     except (MemoryError, PermissionError) as error:
-        reason = "memory does not suffice" if isinstance(error, MemoryError) else error.strerror
-        raise _OutOfReach(f"{path} cannot be read: {reason}. It may be whole: leave it where it is.") from error
+        raise _out_of_reach(path, error) from error
     except Exception as error:  # a damaged file ends in any of a dozen kinds of errors
+        if out_of_memory(error):
+            raise _out_of_reach(path, error) from error
         raise RunError(f"{path} cannot be read as a checkpoint: it is damaged ({type(error).__name__}).") from error
     if not isinstance(checkpoint, dict) or not all(isinstance(checkpoint.get(n), kind) for n, kind in PARTS.items()):
         raise RunError(f"{path} is no checkpoint of a training run: it must hold {', '.join(PARTS)}.")
     return checkpoint
+
+
+def _out_of_reach(path: Path, error: Exception) -> OutOfReach:
+    reason = error.strerror if isinstance(error, PermissionError) else "memory does not suffice"
+    return OutOfReach(f"{path} cannot be read: {reason}. It may be whole: leave it where it is.")
 
 
 def _write(path: Path, buffer: io.BytesIO) -> None:

@@ -112,7 +112,7 @@ def compare(
     Args:
         plan: what to run; None continues the folder's own plan.
         root: folder of the comparison.
-        workers: processes that train at a time; None: one a core on a CPU, one on anything else.
+        workers: processes that train at a time; None: one a core on a CPU, one a GPU.
         progress: told about every epoch.
         say: told what a person should know.
 

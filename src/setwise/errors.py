@@ -8,10 +8,23 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import TypeVar, overload
 
-__all__ = ["DataError", "InvalidInput", "MissingFile", "RunError", "SetwiseError", "Stopped", "UnknownName", "choose"]
+__all__ = [
+    "DataError",
+    "InvalidInput",
+    "MissingFile",
+    "RunError",
+    "SetwiseError",
+    "Stopped",
+    "UnknownName",
+    "choose",
+    "out_of_memory",
+]
 
 
 T = TypeVar("T")
+
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "bad_alloc")
+"""What torch's allocators say, in small letters."""
 
 
 class SetwiseError(Exception):
@@ -64,3 +77,12 @@ def choose(name: str, table: Mapping[str, T] | Iterable[str], kind: str) -> T | 
     ordered = near + sorted(set(names) - set(near))
     hint = f"; did you mean {near[0]!r}?" if near else "."
     raise UnknownName(f"There is no {kind} {name!r}{hint} Choices: {', '.join(ordered)}.")
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory did not suffice, by the words of torch and the system, on whatever device.
+
+    >>> out_of_memory(RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")), out_of_memory(RuntimeError("no"))
+    (True, False)
+    """
+    return isinstance(error, MemoryError) or any(text in str(error).lower() for text in OUT_OF_MEMORY)

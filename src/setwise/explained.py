@@ -6,16 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from setwise.errors import RunError, SetwiseError, Stopped
+from setwise.errors import RunError, SetwiseError, Stopped, out_of_memory
 from setwise.recipes import Recipe
 from setwise.run_folder import unwritable
 
 __all__ = ["explained"]
 
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "bad_alloc")
 DEAD_WORKER = "DataLoader worker"
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 UNWRITABLE |= {errno.ENOTDIR, errno.EEXIST, errno.EISDIR}
@@ -47,13 +45,12 @@ def explained(recipe: Recipe, folder: Path) -> Iterator[None]:
             raise RunError(_sentence("", recipe, memory=True) or "Memory does not suffice.") from error
         if error.errno not in UNWRITABLE:
             raise
-        if error.filename is not None and not Path(os.fsdecode(error.filename)).absolute().is_relative_to(
-            folder.absolute()
-        ):
+        named = isinstance(error.filename, str | bytes)
+        if named and not Path(os.fsdecode(error.filename)).resolve().is_relative_to(folder.resolve()):
             raise RunError(f"{os.fsdecode(error.filename)} cannot be read or written: {error.strerror}.") from error
         raise unwritable(folder, error) from error
     except RuntimeError as error:
-        if said := _sentence(str(error), recipe, memory=isinstance(error, torch.OutOfMemoryError)):
+        if said := _sentence(str(error), recipe, memory=out_of_memory(error)):
             raise RunError(said) from error
         raise
 
@@ -63,16 +60,16 @@ def _sentence(error: str, recipe: Recipe, *, memory: bool) -> str | None:
     if error.startswith(DEAD_WORKER):
         return (
             f"A process that reads images died ({error.splitlines()[0].rstrip('.')}): most often memory, or the shared "
-            "memory in /dev/shm, ran out. Continue with --resume and fewer (--data.num-workers 1) or none "
-            "(--data.num-workers 0)."
+            "memory in /dev/shm, ran out. Continue a run with --resume and fewer (--data.num-workers 1) or none "
+            "(--data.num-workers 0); for a comparison change data.num_workers in its recipe.yaml."
         )
-    if recipe.task == "few-shot" and (memory or any(text in error.lower() for text in OUT_OF_MEMORY)):
+    if recipe.task == "few-shot" and memory:
         return (
             "Memory does not suffice for an episode. Make episodes smaller (--episodes.n-way 5 --episodes.n-shot 5 "
             "--episodes.n-query 10), compute in half the memory with --trainer.precision bf16-mixed, train the head "
             f"alone (--episodes.freeze-trunk), or lower --data.image-size ({data.image_size or 'as the images are'})."
         )
-    if memory or any(text in error.lower() for text in OUT_OF_MEMORY):
+    if memory:
         return (
             f"Memory does not suffice for a batch of {data.batch_size}. Set --data.micro-batch "
             f"{max(1, (data.micro_batch or data.batch_size) // 4)} (the relation still sees the whole "

@@ -1,5 +1,6 @@
 """Export the plain model of a run: the relation has done its work, and what ships does not know of it."""
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -12,7 +13,6 @@ from torch import Tensor, nn
 
 from setwise.errors import InvalidInput, RunError, choose
 from setwise.run import load_run
-from setwise.run_folder import writing
 
 __all__ = ["FORMATS", "Exported", "export"]
 
@@ -77,15 +77,20 @@ def export(run: str | Path, out: Path, formats: Sequence[str] = ("safetensors", 
         ) from error
     written = []
     for name, path in files.items():
-        with writing(path) as part:
+        part = path.with_name(f"{path.stem}.part{path.suffix}")  # which torch wants to end as it does
+        try:
             got = FORMATS[name][0](plain, images, part)
             difference = float((got - expected).abs().max() / expected.abs().max())
             if not difference <= TOLERANCE:
-                part.unlink()
                 raise RunError(
                     f"The model as {name} disagrees with the evaluated one by {difference:.1e} of the largest score, "
                     f"more than {TOLERANCE:g}, so {path.name} was not kept. Leave {name} out of --formats."
                 )
+            os.replace(part, path)
+        except OSError as error:
+            raise RunError(f"{path} cannot be written: {error.strerror or error}.") from error
+        finally:
+            part.unlink(missing_ok=True)
         written.append(Exported(name, path, difference))
     return written
 

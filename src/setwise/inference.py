@@ -3,6 +3,7 @@
 import csv
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
@@ -16,14 +17,14 @@ from setwise.data.folders import ClassFolders, is_image, require_images, scan, v
 from setwise.data.images import ImageFiles, StackedImages, decode
 from setwise.data.problems import settle, shorten
 from setwise.data.transforms import normalise, to_grey
-from setwise.errors import DataError, InvalidInput, MissingFile, RunError
+from setwise.errors import DataError, InvalidInput, MissingFile, RunError, out_of_memory
 from setwise.explained import explained
 from setwise.metrics import adjust
 from setwise.recipes import Recipe, yaml_file
 from setwise.run import load_run
 from setwise.run_folder import RunFolder
 from setwise.scoring import Model, class_table, scores_of
-from setwise.work import load_few_shot, on_accelerator
+from setwise.work import evaluated, load_few_shot, on_accelerator
 
 __all__ = ["Prediction", "evaluate_folder", "find_images", "predict", "write_csv"]
 
@@ -89,18 +90,36 @@ def predict(
     """
     if top_k < 1:
         raise InvalidInput(f"`top-k` ({top_k}) must be at least 1.")
+    if batch_size < 1:
+        raise InvalidInput(f"`batch-size` ({batch_size}) must be at least 1.")
+    if support is not None and adjusted:
+        raise InvalidInput("--adjusted corrects what training made of class sizes; --support has classes of its own.")
     if support is not None:
         return _predict_by_support(RunFolder(run), support, find_images(inputs), top_k=top_k, batch_size=batch_size)
     recipe, task, model = load_run(run)
     if adjusted and task.multi_label:
         raise InvalidInput("--adjusted corrects class bias where one class excludes another; here it does not.")
     paths = find_images(inputs)
-    with on_accelerator(task, recipe):
+    with _fitting(batch_size), on_accelerator(task, recipe):
         scores = scores_of(task, _loader(_as_split(paths, model), model, recipe, batch_size=batch_size))["scores"]
     if adjusted:
         scores = adjust(scores, task.counts, model.tau)
     probabilities = scores.sigmoid() if task.multi_label else scores.softmax(1)
     return _best(probabilities, paths, model.class_names, top_k)
+
+
+@contextmanager
+def _fitting(batch_size: int) -> Iterator[None]:
+    """Say what to do where memory does not suffice."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not out_of_memory(error):
+            raise
+        raise RunError(
+            f"Memory does not suffice for {batch_size} images at a time: lower --batch-size, or leave a GPU that is in "
+            "use alone (CUDA_VISIBLE_DEVICES= setwise predict ...)."
+        ) from error
 
 
 def _best(probabilities: Tensor, paths: Sequence[Path], names: Sequence[str], top_k: int) -> list[Prediction]:
@@ -133,7 +152,7 @@ def _predict_by_support(
         square = squash([image for image in images if isinstance(image, Tensor)], model.image_size)
         return normalise(square, mean=model.mean, std=model.std).to(task.device)
 
-    with explained(recipe, folder.path), on_accelerator(task, recipe):
+    with _fitting(batch_size), on_accelerator(task, recipe):
         shown, target = images_of(known), target.to(task.device)
         starts = range(0, len(paths), batch_size)
         scores = [task(shown, target, images_of(paths[start : start + batch_size])).float().cpu() for start in starts]
@@ -176,7 +195,9 @@ def evaluate_folder(
     # Folders come class by class: predictions that depend on the batch must not have one that is all of one class.
     mixed = recipe.relation.relate_at_test and not recipe.relation.memory
     with explained(recipe, Path(run)), on_accelerator(task, recipe):
-        scores = scores_of(task, _loader(split, model, recipe, batch_size=recipe.data.batch_size, mixed=mixed))
+        scores = scores_of(
+            task, _loader(split, model, recipe, batch_size=evaluated(recipe).data.batch_size, mixed=mixed)
+        )
     metrics = task.metrics(scores["scores"], scores["target"], tau=model.tau) | task.further_metrics(scores)
     return metrics, class_table(task, model.class_names, scores, model.tau)
 

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import queue
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -16,7 +17,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from setwise.data.images import num_cores
-from setwise.errors import RunError, Stopped
+from setwise.errors import RunError, SetwiseError, Stopped
 from setwise.launch import end_with_parent, stopped_by_sigterm
 from setwise.recipes import Recipe
 from setwise.recipes.stages import stages
@@ -72,7 +73,9 @@ def run_jobs(jobs: Sequence[Job], workers: int | None, progress: Progress) -> No
             except Stopped:
                 raise
             except Exception as error:  # as a worker's is; the others go on
-                failed[job.name] = error
+                if not isinstance(error, SetwiseError):
+                    traceback.print_exception(error)
+                failed[job.name] = error.with_traceback(None)  # which holds the network and its memory
             progress(job.name, base + share)
         _raise_failures(failed, len(todo))
         return

@@ -18,26 +18,35 @@ from safetensors.torch import save
 from torch import nn
 
 from setwise.build import Say, build_data, build_episode_data, build_loader
-from setwise.checkpoints import read_checkpoint
+from setwise.checkpoints import OutOfReach, read_checkpoint
 from setwise.data import Loader
 from setwise.episodes import episode_metrics, score_sets
 from setwise.errors import InvalidInput, RunError
 from setwise.explained import explained
 from setwise.guards import NoNumber, Unreadable
 from setwise.launch import is_first
+from setwise.nn.gather import place
 from setwise.recipes import Recipe, yaml_file
 from setwise.recipes.stages import stage_before
 from setwise.run_folder import RunFolder, claimed, commit, read_lines, unwritable, versions, write_whole
 from setwise.scoring import Model, class_table, scores_of
 from setwise.tasks import Classification
 from setwise.trainer import make_trainer, meet_again
-from setwise.work import load_classification, load_few_shot, loaders_of, make_work, on_accelerator, say_nothing
+from setwise.work import (
+    evaluated,
+    load_classification,
+    load_few_shot,
+    loaders_of,
+    make_work,
+    on_accelerator,
+    say_nothing,
+)
 
 __all__ = ["evaluate", "fit", "load_run", "make_trainer", "rehearse"]
 
 OF_A_START = {"environment.json", "environment.json.part", "recipe.yaml.part"}
 """What a run leaves that was killed before it had written its recipe."""
-OF_NO_RESULT = ("summary", "paper", "reported", "data.root", "data.num_workers", "data.cache", "trainer.on_nan")
+OF_NO_RESULT = ("summary", "paper", "reported", "data.root", "data.num_workers", "trainer.on_nan")
 """Fields of a recipe that may differ when a run continues: its result does not depend on them."""
 
 
@@ -107,10 +116,13 @@ def _fit(
     timer = Timer()  # a checkpoint has its state, so it knows of the time before a crash
     unreadable = Unreadable({part: loader for part, loader in loaders.items() if isinstance(loader, Loader)})
     trainer = make_trainer(recipe, folder, progress=progress, callbacks=(unreadable, timer, *callbacks), say=say)
-    if first:
-        _write_head(folder, recipe, work.notes)
     meet_again(recipe.trainer.accelerator)
     with claimed(folder.path) if first else nullcontext(), explained(recipe, folder.path):
+        if first:
+            _check_folder(folder, recipe, resume=resume)  # again: another process may have come before
+            if folder.complete:
+                raise RunError(f"Another process has completed {folder.path} in the meantime; nothing is left to do.")
+            _write_head(folder, recipe, work.notes)
         last = folder.last if folder.begun else None
         if any(parameter.requires_grad for parameter in task.parameters()):
             trainer.fit(task, loaders["train"], loaders["val"], ckpt_path=last, weights_only=True)
@@ -138,7 +150,7 @@ def _ready_for_evaluation(task: nn.Module, trainer: L.Trainer) -> None:
     if trainer.precision.endswith("-true") and trainer.precision != "32-true":
         task.float()
     task.to(trainer.strategy.root_device)
-    if trainer.world_size > 1:  # the running statistics of norms are each process's own since its last step
+    if place()[1] > 1:  # the running statistics of norms are each process's own since its last step
         for buffer in task.buffers():
             dist.broadcast(buffer, src=0)
 
@@ -177,6 +189,8 @@ def _load_best(task: nn.Module, folder: RunFolder, say: Say) -> None:
     if folder.best.is_file():
         try:
             task.load_state_dict(read_checkpoint(folder.best)["state_dict"])
+        except OutOfReach:
+            raise
         except RunError as error:
             raise RunError(
                 f"The selected weights are lost. {error} Train into a new folder; or delete the file, and --resume "
@@ -225,7 +239,7 @@ def evaluate(
             f"data has {len(splits.class_names)} ({', '.join(splits.class_names[:3])} ...)."
         )
     with explained(recipe, Path(path)), on_accelerator(task, recipe):
-        scores = scores_of(task, build_loader(recipe, splits, part))
+        scores = scores_of(task, build_loader(evaluated(recipe), splits, part))
     return (
         task.metrics(scores["scores"], scores["target"], tau=model.tau) | task.further_metrics(scores),
         class_table(task, model.class_names, scores, model.tau),

@@ -175,12 +175,16 @@ def claimed(folder: Path, *, patience: float = 10.0) -> Iterator[None]:
     """Keep all other processes of this machine out of a run's folder until the end; a process that dies lets it go.
 
     Args:
-        folder: that is there.
+        folder: made where it is missing.
         patience: seconds to wait for another process, whose readers of images outlive it by a few.
 
     Raises:
-        RunError: if another process has it.
+        RunError: if another process has it, or it cannot be made.
     """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(folder, error) from error
     if fcntl is None:
         yield
         return
@@ -196,6 +200,7 @@ def claimed(folder: Path, *, patience: float = 10.0) -> Iterator[None]:
             time.sleep(0.2)
         yield
     finally:
+        fcntl.flock(handle, fcntl.LOCK_UN)  # for readers of images, too, which have inherited it
         os.close(handle)
 
 

@@ -28,7 +28,12 @@ PATHS = ("best_model_path", "kth_best_model_path", "last_model_path")
 
 
 class KeptCheckpoint(ModelCheckpoint):
-    """Lightning's, which forgets the best checkpoint when the run's folder has been moved."""
+    """Lightning's, which does not know its best checkpoint again in a folder that was moved; this one does."""
+
+    @property
+    def state_key(self) -> str:
+        """As Lightning's, so that either reads what the other left."""
+        return super().state_key.replace(type(self).__qualname__, ModelCheckpoint.__qualname__, 1)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with the checkpoints where they are now."""

@@ -34,7 +34,16 @@ from setwise.run_folder import RunFolder
 from setwise.scoring import Model, scores_of, write_results
 from setwise.tasks import TASKS, Classification, EpisodeScore, FewShot
 
-__all__ = ["Work", "load_classification", "load_few_shot", "loaders_of", "make_work", "on_accelerator", "say_nothing"]
+__all__ = [
+    "Work",
+    "evaluated",
+    "load_classification",
+    "load_few_shot",
+    "loaders_of",
+    "make_work",
+    "on_accelerator",
+    "say_nothing",
+]
 
 Task = TypeVar("Task", Classification, FewShot)
 Described = TypeVar("Described", Model, EpisodicModel)
@@ -125,6 +134,13 @@ def say_nothing(text: str) -> None:
     """What was said before, or is another process's to say."""
 
 
+def evaluated(recipe: Recipe) -> Recipe:
+    """With batches that fit where those of training need ``data.micro_batch``; predictions do not depend on it."""
+    if recipe.data.micro_batch is None or recipe.relation.relate_at_test:
+        return recipe
+    return recipe.override({"data.batch_size": min(recipe.data.micro_batch, recipe.data.batch_size)})
+
+
 @contextmanager
 def on_accelerator(task: nn.Module, recipe: Recipe) -> Iterator[None]:
     """Compute where training would, and bring the network back."""
@@ -166,7 +182,7 @@ def _classifying(recipe: Recipe, say: Say) -> _Classifying:
                 "or raise --data.val-fraction."
             )
     model = Model.of(splits)
-    loaders = {part: build_loader(recipe, splits, part) for part in PARTS}
+    loaders = {part: build_loader(recipe if part == "train" else evaluated(recipe), splits, part) for part in PARTS}
     task = _classification(recipe, model, say, teacher=_teacher_of(recipe, model, drawn=splits.val_by_seed))
     return _Classifying(recipe, task, loaders, notes, model)
 

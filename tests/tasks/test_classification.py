@@ -132,8 +132,6 @@ def test_replicas_relate_their_own_part_of_the_batch(official, attend):
     assert len(rows) == (8 if official == "official_replace" else 16)
     with pytest.raises(InvalidInput, match=r"`relation\.official_replicas` \(2\) makes the set .* smaller"):
         make(relation__official_replicas=2, relation__memory=9)
-    with pytest.raises(InvalidInput, match=r"relation\.gather needs batches of one size"):
-        make(relation__gather=True, relation__relate_at_test=True)
 
 
 def test_the_official_sum_is_twice_the_mean():

@@ -5,7 +5,7 @@ A sentence each, with the field, the rule and the way out.
 
 from setwise.errors import InvalidInput
 from setwise.recipes import Recipe, schema
-from setwise.recipes.stages import stage_before
+from setwise.recipes.stages import starts_from_weights
 
 __all__ = ["check", "check_experts", "check_numbers", "check_start", "is_taught", "too_late"]
 
@@ -47,11 +47,6 @@ def check(recipe: Recipe) -> None:
         raise InvalidInput(
             f"`relation.attend` {relation.attend} chooses neighbours by their labels, which a test has not: it cannot "
             "go with relation.relate_at_test."
-        )
-    if relation.relate_at_test and relation.gather and not relation.memory:
-        raise InvalidInput(
-            "relation.gather needs batches of one size in all processes, which a test part does not have: leave out "
-            "relation.relate_at_test, or relate to a memory (relation.memory)."
         )
     if relation.official_replicas > 1 and (relation.gather or relation.memory):
         raise InvalidInput(
@@ -229,8 +224,7 @@ def check_start(recipe: Recipe) -> None:
     frozen = {"backbone.frozen": part.frozen, "backbone.trained": bool(part.trained)}
     frozen["episodes.freeze_trunk"] = recipe.episodes.freeze_trunk
     frozen["backbone.needs_weights"] = part.needs_weights
-    # Those of a stage before are there when it is over; a teacher gives none.
-    weights = part.weights or (recipe.before.use == "start" and stage_before(recipe) is not None)
+    weights = starts_from_weights(recipe)
     if any(frozen.values()) and not (weights or part.pretrained):
         which = next(name for name, wanted in frozen.items() if wanted)
         verb = "forbids" if part.needs_weights else "would keep"
@@ -242,6 +236,12 @@ def check_start(recipe: Recipe) -> None:
         raise InvalidInput(
             "`backbone.pool` attention begins with random weights, which --backbone.frozen would keep: train the pool "
             "first, and name that run's --backbone.weights runs/FIRST/weights.safetensors."
+        )
+    relation = recipe.relation
+    if relation.relate_at_test and relation.gather and not relation.memory:
+        raise InvalidInput(
+            "relation.gather needs batches of one size in all processes, which a test part does not have: leave out "
+            "relation.relate_at_test, or relate to a memory (relation.memory)."
         )
     if recipe.head.from_weights and not weights:
         raise InvalidInput(

@@ -72,12 +72,9 @@ def build_loader(recipe: Recipe, splits: Splits, part: str, *, mixed: bool = Fal
         mixed: val and test in one fixed random order, whatever the recipe says.
     """
     data = recipe.data
-    at_once = data.batch_size
-    if part != "train" and not recipe.relation.relate_at_test:  # predictions do not depend on it, memory does
-        at_once = data.micro_batch or at_once
     return make_loader(
         getattr(splits, choose(part, PARTS, "part")),
-        batch_size=at_once,
+        batch_size=data.batch_size,
         transform=data.augment,
         views=data.views,
         mean=splits.mean,

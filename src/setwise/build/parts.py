@@ -25,6 +25,7 @@ from setwise.models import (
 from setwise.nn import AttentionPool, attention_pooling
 from setwise.optim import lr_factor, make_optimizer
 from setwise.recipes import Recipe, schema
+from setwise.recipes.stages import starts_from_weights
 from setwise.tasks.classification import OptimizerFactory
 
 __all__ = ["Say", "drawn_from", "load_data", "make_backbone", "normalised", "optimizer_factory"]
@@ -131,7 +132,7 @@ def make_backbone(recipe: Recipe, *, num_classes: int = 0, in_chans: int, image_
         raise InvalidInput("`backbone.trained` names parts that train, but --backbone.frozen forbids all: take one.")
     if part.trained:
         train_parts(backbone, part.trained)
-        if part.pool == "attention" and not part.weights:
+        if part.pool == "attention" and not starts_from_weights(recipe):
             _require_no_frozen_pool(backbone)
     return backbone
 

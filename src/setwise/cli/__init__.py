@@ -26,7 +26,7 @@ VERBS = {
     "rank": "few-shot runs side by side, a column a data set, and their mean rank",
     "profile": "what models cost: parameters, multiply-adds, peak memory, images a second",
     "report": "write the HTML report of a run or a comparison again",
-    "export": "write the plain model as safetensors, torch.export and ONNX",
+    "export": "write the plain model as safetensors, torch.export or ONNX",
 }
 
 STOPPED = 128 + 15

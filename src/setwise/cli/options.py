@@ -113,7 +113,8 @@ def parse_with_recipe(verb: str, name: str, own: type[T], recipe: Recipe, args: 
     fields += [(group, hints[group], _default(getattr(bare, group))) for group in GROUPS]
     options_type = dataclasses.make_dataclass("Options", fields, kw_only=True)
     about = (
-        f"{own.__doc__} The backbone's own options: --backbone.options.NAME VALUE; fields of the stage before, where "
+        f"{own.__doc__} The backbone's own options: --backbone.options.NAME VALUE; --backbone.name of another "
+        "network leaves the recipe's behind. Fields of the stage before, where "
         "there is one: --before.options.GROUP.FIELD VALUE."
     )
     parsed: Any = tyro.cli(options_type, args=args, prog=f"setwise {verb} {name}", description=about)
@@ -143,16 +144,21 @@ def named_value(text: str) -> tuple[str, Any]:
 def _value(option: str, text: str) -> Any:
     """A value as in YAML, but for numbers such as 1e-3, which YAML takes for words.
 
-    >>> _value("--options", "1e-3"), _value("--options", "[1, 2]"), _value("--options", "none")
-    (0.001, [1, 2], 'none')
+    >>> _value("--options", "1e-3"), _value("--options", "[1e2, 2]"), _value("--options", "none")
+    (0.001, [100.0, 2], 'none')
     """
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise InvalidInput(f"{option}: the value {text!r} cannot be read.") from error
-    if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value):
-        return float(value)
-    return value
+    return _numbers(value)
+
+
+def _numbers(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_numbers(item) for item in value]
+    scientific = isinstance(value, str) and re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+", value)
+    return float(value) if scientific else value
 
 
 def _take_open_options(args: Sequence[str]) -> tuple[list[str], dict[str, dict[str, Any]]]:

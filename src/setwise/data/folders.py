@@ -69,9 +69,9 @@ def visible_files(folder: Path) -> Iterator[Path]:
 def _identity(folder: str | Path) -> tuple[int, int] | str:
     try:
         status = os.stat(folder)
-    except OSError:  # a link that leads nowhere
+    except OSError:  # it was there a moment ago
         return str(folder)
-    return status.st_dev, status.st_ino
+    return (status.st_dev, status.st_ino) if status.st_ino else os.path.realpath(folder)
 
 
 def leaves_folder(name: str) -> bool:

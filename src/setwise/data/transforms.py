@@ -3,7 +3,8 @@
 A transform has up to two steps. The batched step moves a whole batch with a few tensor operations, which is what keeps
 two cores ahead of a small network; the per-image step is torchvision's, one image at a time. Neither touches the
 global random state: a batch is drawn from a generator keyed by (seed, "augment", epoch, step), an image by
-(seed, "augment", epoch, index). Further views of the same images have a purpose of their own in the key.
+(seed, "augment", epoch, index) and how often it has been shown in the epoch. Further views of the same images have a
+purpose of their own in the key.
 """
 
 from collections.abc import Callable, Sequence

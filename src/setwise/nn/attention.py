@@ -38,8 +38,8 @@ class SetAttention(nn.Module):
     Args:
         dim: channels ``C``.
         num_heads: heads; must divide ``dim``.
-        dropout: of the attention weights, in training. Above 0 the fused kernels are left, which takes more time
-            and memory at token level (benchmarks/results/insertion.md).
+        dropout: of the attention weights, in training. Above 0 the fused kernels are left
+            (benchmarks/results/insertion.md).
         gather: take keys and values from all processes.
     """
 

@@ -161,8 +161,8 @@ class BatchFormerV2(Relation):
         num_heads: attention heads; None: the largest divisor of ``dim`` up to 4. Paper: 4.
         mlp_ratio: width of the feed-forward part over ``dim``. Paper: 1.
         dropout: on the residual branches and in the feed-forward part. Paper: 0.5.
-        attention_dropout: on the attention weights; None: as ``dropout``. Above 0 the fused kernels are left,
-            which takes more time and memory (benchmarks/results/insertion.md).
+        attention_dropout: on the attention weights; None: as ``dropout``. Above 0 the fused kernels are left
+            (benchmarks/results/insertion.md).
         num_layers: encoder layers. Paper: 1.
         num_inducing: relate through so many learned points at every position; None: all to all. Paper: None.
         gather: relate the samples of all processes.

@@ -114,8 +114,9 @@ class MetaSampler(nn.Module):
         self.steps += 1
         self.mean.lerp_(gradient, 1 - BETAS[0])
         self.mean_square.lerp_(gradient.square(), 1 - BETAS[1])
+        precise = torch.promote_types(gradient.dtype, torch.float32)  # of bfloat16, 0.999 would be 1
         mean, square = (
-            moment / (1 - beta ** self.steps.to(gradient.dtype))
+            moment / (1 - beta ** self.steps.to(precise))
             for moment, beta in zip((self.mean, self.mean_square), BETAS, strict=True)
         )
         self.log_rates -= lr * mean / (square.sqrt() + EPSILON)
@@ -149,7 +150,7 @@ def meta_gradient(
     Source: as :class:`MetaSampler`, algorithm 1.
     """
     own: Mapping[str, Tensor] = {name: p for name, p in head.named_parameters() if p.requires_grad}
-    # Not in float16, where what is differentiated twice without a scaled loss would vanish.
+    # Not under autocast to float16, where what is differentiated twice without a scaled loss would vanish.
     precise = next(iter(own.values())).dtype
     with torch.enable_grad(), torch.autocast(rows.device.type, enabled=False):
         weight = streams.tile(drawn.weight, like=rows)

@@ -6,7 +6,7 @@ from setwise.errors import InvalidInput, choose
 from setwise.recipes import RECIPES, yaml_file
 from setwise.recipes.schema import Recipe
 
-__all__ = ["stage_before", "stages"]
+__all__ = ["stage_before", "stages", "starts_from_weights"]
 
 GROUPS = ("relation", "groups")
 """What both stages have in common, whole."""
@@ -34,6 +34,11 @@ FIELDS = {
 OF_A_STAGE = ("data", "head", "criterion", "contrast", "optimizer", "trainer")
 """Groups that ``before.options`` may change."""
 OF_NETWORK = "backbone.options."
+
+
+def starts_from_weights(recipe: Recipe) -> bool:
+    """Whether the backbone begins with a file's weights, or will after the stage before; a teacher gives none."""
+    return recipe.backbone.weights is not None or (recipe.before.use == "start" and stage_before(recipe) is not None)
 
 
 def stage_before(recipe: Recipe) -> Recipe | None:
