@@ -119,7 +119,8 @@ def _fit(
     meet_again(recipe.trainer.accelerator)
     with claimed(folder.path) if first else nullcontext(), explained(recipe, folder.path):
         if first:
-            _check_folder(folder, recipe, resume=resume)  # again: another process may have come before
+            # Again, for another process may have come before; ours may have trained the first stage there.
+            _check_folder(folder, recipe, resume=resume or before is not None)
             if folder.complete:
                 raise RunError(f"Another process has completed {folder.path} in the meantime; nothing is left to do.")
             _write_head(folder, recipe, work.notes)
