@@ -14,6 +14,7 @@ from setwise.recipes.schema import (
     Contrast,
     Criterion,
     Optimizer,
+    Ran,
     Recipe,
     Reported,
     Trainer,
@@ -61,6 +62,14 @@ CIFAR100_PACO_SHORT = CIFAR100_PACO.override(
         **SHORT,
         "optimizer.milestones": (24, 27),  # where 320 and 360 of 400 are
         "trainer.precision": "bf16-mixed",
+        "ran": (
+            Ran(
+                command="setwise compare cifar100-lt-paco-short --data.root DIR",
+                commit="b2bd18ee63d4",
+                result="+0.2 [-3.9, +3.6], 3 seeds",
+                details="benchmarks/results/long_tailed.md",
+            ),
+        ),
     }
 )
 
