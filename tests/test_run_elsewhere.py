@@ -17,7 +17,7 @@ from setwise.checkpoints import OutOfReach, read_checkpoint
 from setwise.errors import InvalidInput, RunError
 from setwise.recipes import RECIPES
 from setwise.run_folder import RunFolder, claimed
-from setwise.work import evaluated, make_work, on_accelerator
+from setwise.work import for_evaluation, make_work, on_accelerator
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +112,7 @@ def test_evaluation_keeps_to_micro_batches_and_other_views_of_the_data_do_not():
     assert sizes == {"train": 32, "val": 8, "test": 8}
     assert len(next(iter(build_loader(recipe, build_data(recipe), "test"))).image) == 32  # which show and audit take
     related = recipe.override({"relation.relate_at_test": True})
-    assert evaluated(related) == related
+    assert for_evaluation(related) == related
 
 
 @pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), RuntimeError("can't allocate memory")])

@@ -109,10 +109,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         checkpoint = torch.load(path, "cpu", weights_only=True)
     except RunError:
         raise
-    except (MemoryError, PermissionError) as error:
-        raise _out_of_reach(path, error) from error
     except Exception as error:  # a damaged file ends in any of a dozen kinds of errors
-        if out_of_memory(error):
+        if isinstance(error, PermissionError) or out_of_memory(error):
             raise _out_of_reach(path, error) from error
         raise RunError(f"{path} cannot be read as a checkpoint: it is damaged ({type(error).__name__}).") from error
     if not isinstance(checkpoint, dict) or not all(isinstance(checkpoint.get(n), kind) for n, kind in PARTS.items()):

@@ -24,7 +24,7 @@ from setwise.recipes import Recipe, yaml_file
 from setwise.run import load_run
 from setwise.run_folder import RunFolder
 from setwise.scoring import Model, class_table, scores_of
-from setwise.work import evaluated, load_few_shot, on_accelerator
+from setwise.work import for_evaluation, load_few_shot, on_accelerator
 
 __all__ = ["Prediction", "evaluate_folder", "find_images", "predict", "write_csv"]
 
@@ -114,7 +114,7 @@ def _fitting(batch_size: int) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and not out_of_memory(error):
+        if not out_of_memory(error):
             raise
         raise RunError(
             f"Memory does not suffice for {batch_size} images at a time: lower --batch-size, or leave a GPU that is in "
@@ -196,7 +196,7 @@ def evaluate_folder(
     mixed = recipe.relation.relate_at_test and not recipe.relation.memory
     with explained(recipe, Path(run)), on_accelerator(task, recipe):
         scores = scores_of(
-            task, _loader(split, model, recipe, batch_size=evaluated(recipe).data.batch_size, mixed=mixed)
+            task, _loader(split, model, recipe, batch_size=for_evaluation(recipe).data.batch_size, mixed=mixed)
         )
     metrics = task.metrics(scores["scores"], scores["target"], tau=model.tau) | task.further_metrics(scores)
     return metrics, class_table(task, model.class_names, scores, model.tau)

@@ -33,7 +33,7 @@ from setwise.scoring import Model, class_table, scores_of
 from setwise.tasks import Classification
 from setwise.trainer import make_trainer, meet_again
 from setwise.work import (
-    evaluated,
+    for_evaluation,
     load_classification,
     load_few_shot,
     loaders_of,
@@ -240,7 +240,7 @@ def evaluate(
             f"data has {len(splits.class_names)} ({', '.join(splits.class_names[:3])} ...)."
         )
     with explained(recipe, Path(path)), on_accelerator(task, recipe):
-        scores = scores_of(task, build_loader(evaluated(recipe), splits, part))
+        scores = scores_of(task, build_loader(for_evaluation(recipe), splits, part))
     return (
         task.metrics(scores["scores"], scores["target"], tau=model.tau) | task.further_metrics(scores),
         class_table(task, model.class_names, scores, model.tau),

@@ -36,7 +36,7 @@ from setwise.tasks import TASKS, Classification, EpisodeScore, FewShot
 
 __all__ = [
     "Work",
-    "evaluated",
+    "for_evaluation",
     "load_classification",
     "load_few_shot",
     "loaders_of",
@@ -134,7 +134,7 @@ def say_nothing(text: str) -> None:
     """What was said before, or is another process's to say."""
 
 
-def evaluated(recipe: Recipe) -> Recipe:
+def for_evaluation(recipe: Recipe) -> Recipe:
     """With batches that fit where those of training need ``data.micro_batch``; predictions do not depend on it."""
     if recipe.data.micro_batch is None or recipe.relation.relate_at_test:
         return recipe
@@ -182,7 +182,9 @@ def _classifying(recipe: Recipe, say: Say) -> _Classifying:
                 "or raise --data.val-fraction."
             )
     model = Model.of(splits)
-    loaders = {part: build_loader(recipe if part == "train" else evaluated(recipe), splits, part) for part in PARTS}
+    loaders = {
+        part: build_loader(recipe if part == "train" else for_evaluation(recipe), splits, part) for part in PARTS
+    }
     task = _classification(recipe, model, say, teacher=_teacher_of(recipe, model, drawn=splits.val_by_seed))
     return _Classifying(recipe, task, loaders, notes, model)
 

@@ -93,6 +93,7 @@ class Transform:
         change = self.per_image((image_size or height, image_size or width))
         changed = []
         with torch.random.fork_rng(devices=[]):
+            # The first showing has the key that it has where nothing is repeated.
             again = [[turn] if turn else [] for turn in ([0] * len(index) if turns is None else turns.tolist())]
             for image, place, turn in zip(images, index.tolist(), again, strict=True):
                 drawn_by = key(seed, purpose, epoch, place, *turn)
