@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from setwise.data.loader import make_mix
+from setwise.data.mix import make_mix
 
 CLASSES = 5
 

@@ -6,17 +6,18 @@ batch. What a worker cannot read comes back as a sentence, which the main proces
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Int64
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
-from torchvision.transforms import v2
 
 from setwise.data.batch import Batch, BatchOfViews
 from setwise.data.dataset import Split
 from setwise.data.images import StackedImages, num_cores
+from setwise.data.mix import make_mix
 from setwise.data.problems import WAY_OUT, OnError, settle
 from setwise.data.samplers import draw_epoch
 from setwise.data.transforms import TRANSFORMS, Transform, normalise
@@ -263,8 +264,7 @@ def make_loader(
         views: further augmentations of each training image, drawn by themselves; batches are then a ``BatchOfViews``.
         num_workers: processes that read and augment; None: none for images in memory, else the cores there are. Where
             images of one size are in memory and augmented in whole batches there is none, whatever is asked for.
-        mixup: alpha of mixup's Beta distribution; 0 switches it off. DeiT: 0.8.
-        cutmix: alpha of CutMix's Beta distribution; 0 switches it off. DeiT: 1. With both, every batch draws one.
+        mixup, cutmix: alpha of its Beta distribution; 0 switches it off. DeiT: 0.8, 1. With both, a batch draws one.
         mixed: evaluate in one fixed random order; see :class:`EpochSampler`. ``Batch.index`` says which image a row is.
         sampler: which images a training epoch shows, one of ``setwise.data.samplers.SAMPLERS``.
         epochs: of the whole training, over which the sampler "progressive" goes from one way of drawing to the other.
@@ -273,19 +273,11 @@ def make_loader(
 
     Raises:
         UnknownName: if there is no such transform or sampler.
-        InvalidInput: if a number is out of range, a sampler is to draw images of several labels by their class, or
-            views are to be mixed.
+        InvalidInput: if a number is out of range, images of several labels are to be drawn by class, or views mixed.
     """
-    chosen = choose(transform, TRANSFORMS, "transform")
-    further = [choose(view, TRANSFORMS, "transform (views)") for view in views]
-    if further and (mixup or cutmix):
-        raise InvalidInput("`views` show one image each, which mixup and cutmix would mix: switch these off.")
-
-    def draw(epoch: int) -> Tensor:
-        return draw_epoch(sampler, split.target, seed=seed, epoch=epoch, epochs=epochs)
-
+    shown = _shown(transform, views, mixed=bool(mixup or cutmix), train=train)
+    draw = partial(_drawn, sampler, split.target, seed=seed, epochs=epochs)
     draw(0)  # what is wrong with it is said now
-    shown = [chosen, *further] if train else [TRANSFORMS["none"]]
     batches = BatchedSplit(
         split,
         transform=shown[0],
@@ -299,6 +291,19 @@ def make_loader(
     )
     order = EpochSampler(len(split), batch_size=batch_size, seed=seed, train=train, mixed=mixed, draw=draw)
     return Loader(batches, sampler=order, **of_whole_batches(seed, num_workers=_workers(split, shown, num_workers)))
+
+
+def _shown(transform: str, views: Sequence[str], *, mixed: bool, train: bool) -> list[Transform]:
+    """How each view of an image is changed."""
+    chosen = choose(transform, TRANSFORMS, "transform")
+    further = [choose(view, TRANSFORMS, "transform (views)") for view in views]
+    if further and mixed:
+        raise InvalidInput("`views` show one image each, which mixup and cutmix would mix: switch these off.")
+    return [chosen, *further] if train else [TRANSFORMS["none"]]
+
+
+def _drawn(sampler: str, target: Tensor, epoch: int, *, seed: int, epochs: int) -> Tensor:
+    return draw_epoch(sampler, target, seed=seed, epoch=epoch, epochs=epochs)
 
 
 def _workers(split: Split, shown: Sequence[Transform], asked: int | None) -> int:
@@ -329,21 +334,3 @@ def of_whole_batches(seed: int, *, num_workers: int) -> dict[str, Any]:
 def as_it_is(fetched: Any) -> Any:
     """Collate nothing; a lambda could not be sent to a worker."""
     return fetched
-
-
-def make_mix(
-    *, mixup: float, cutmix: float, num_classes: int
-) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None:
-    """mixup, CutMix, one of both for every batch, or None.
-
-    Source: Zhang et al., mixup, ICLR 2018, arXiv:1710.09412; Yun et al., CutMix, ICCV 2019, arXiv:1905.04899.
-    """
-    for name, alpha in (("mixup", mixup), ("cutmix", cutmix)):
-        if alpha < 0:
-            raise InvalidInput(f"`{name}` ({alpha:g}) must be 0 (off) or larger.")
-    mixes: list[Any] = []
-    if mixup:
-        mixes.append(v2.MixUp(alpha=mixup, num_classes=num_classes))
-    if cutmix:
-        mixes.append(v2.CutMix(alpha=cutmix, num_classes=num_classes))
-    return v2.RandomChoice(mixes) if len(mixes) > 1 else mixes[0] if mixes else None

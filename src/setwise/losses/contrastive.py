@@ -109,15 +109,8 @@ def parametric_contrastive(
     check_labels(class_logits, target)
     check_counts(counts)
     _check_above_zero(temperature=temperature, prior_temperature=prior_temperature, beta=beta)
-    if alpha < 0 or gamma < 0:
-        raise InvalidInput(f"`alpha` ({alpha}) and `gamma` ({gamma}) are weights and must be 0 or more.")
-    if len(counts) != class_logits.shape[1]:
-        raise InvalidInput(f"`counts` has {len(counts)} classes but `class_logits` has {class_logits.shape[1]}.")
-    if len(query) != len(target) or len(others) != len(others_target) or query.shape[1:] != others.shape[1:]:
-        raise InvalidInput(
-            f"Features and labels must pair up: `query` is {list(query.shape)} with {len(target)} labels, `others` "
-            f"{list(others.shape)} with {len(others_target)}."
-        )
+    _check_weights(alpha=alpha, gamma=gamma)
+    _check_pairs(class_logits, query, others, target, others_target, counts)
     query, features = full(query), torch.cat([full(query), full(others.detach())])
     log_prior = (counts / counts.sum() + PRIOR_FLOOR).log().to(class_logits.device)
     centres = (full(class_logits) + log_prior) / prior_temperature  # [N, K]
@@ -129,6 +122,23 @@ def parametric_contrastive(
     together = torch.cat([centres, counted], 1).logsumexp(1, keepdim=True)  # what counts in the denominator
     log_p = torch.cat([centres, contrast], 1) - together
     return -(weights * log_p).sum(1) / weights.sum(1)
+
+
+def _check_weights(*, alpha: float, gamma: float) -> None:
+    if alpha < 0 or gamma < 0:
+        raise InvalidInput(f"`alpha` ({alpha}) and `gamma` ({gamma}) are weights and must be 0 or more.")
+
+
+def _check_pairs(
+    class_logits: Tensor, query: Tensor, others: Tensor, target: Tensor, others_target: Tensor, counts: Tensor
+) -> None:
+    if len(counts) != class_logits.shape[1]:
+        raise InvalidInput(f"`counts` has {len(counts)} classes but `class_logits` has {class_logits.shape[1]}.")
+    if len(query) != len(target) or len(others) != len(others_target) or query.shape[1:] != others.shape[1:]:
+        raise InvalidInput(
+            f"Features and labels must pair up: `query` is {list(query.shape)} with {len(target)} labels, `others` "
+            f"{list(others.shape)} with {len(others_target)}."
+        )
 
 
 class PaCo(BalancedSoftmax):
