@@ -4,7 +4,7 @@ import argparse
 import json
 import platform
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from datetime import date
 from multiprocessing import get_context
@@ -23,14 +23,17 @@ from setwise.run_folder import RunFolder, commit
 __all__ = ["ask", "carry_out", "contributions_of", "correct_of", "in_points", "machine", "mean_of", "seconds_of"]
 
 
-def ask(about: str | None, argv: list[str] | None, *, data: Path, epochs: int) -> argparse.Namespace:
-    """The arguments of a benchmark that trains arms over seeds: out, epochs, seeds, workers.
+def ask(
+    about: str | None, argv: list[str] | None, *, data: Path, epochs: int, arms: Iterable[str] = ()
+) -> argparse.Namespace:
+    """The arguments of a benchmark that trains arms over seeds: out, epochs, seeds, workers, and arms.
 
     Args:
         about: its docstring.
         argv: None: those of the process.
         data: folder of the data set, which must be there.
         epochs: by default.
+        arms: that may be chosen from, all by default; none: there is no choice.
     """
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs; new, or of a broken benchmark")
@@ -39,6 +42,8 @@ def ask(about: str | None, argv: list[str] | None, *, data: Path, epochs: int) -
     )
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, ... (default 3)")
     parser.add_argument("--workers", type=int, default=2, help="runs at a time, of one thread each (default 2)")
+    if arms:
+        parser.add_argument("--arms", nargs="+", choices=[*arms], default=[*arms], help="only these (default all)")
     arguments = parser.parse_args(argv)
     if min(arguments.epochs, arguments.workers) < 1 or arguments.seeds < 2:
         parser.error("--epochs and --workers must be 1 or more, --seeds 2 or more")

@@ -58,6 +58,7 @@ RAW = "balanced_accuracy"
 def recipe_of(arm: str, seed: int, epochs: int, out: Path) -> Recipe:
     recipe = RECIPES[ARMS[arm]].as_variant("plain")
     shared = {"trainer.precision": "bf16-mixed", "trainer.logger": ("csv",), "seed": seed, "data.root": str(DATA)}
+    shared |= {"trainer.channels_last": True}  # takes a quarter of the time off on a CPU
     shared |= {"backbone.options": {}}  # GLMC's too has the channels of all others
     if arm in AFTER:
         first = RunFolder(out / AFTER[arm] / f"seed-{seed}")
@@ -84,7 +85,7 @@ def tables(arguments: argparse.Namespace) -> list[str]:
     ]
     lines = [f"| {' | '.join(heads)} |", f"|{len(heads) * '---|'}"]
     first, target = contributions_of(FIRST, arguments)
-    for arm in ARMS:
+    for arm in arguments.arms:
         values, _ = contributions_of(arm, arguments)
         found = paired_interval(values, first, target)
         said = in_points(found) if arm != FIRST else ""
@@ -95,8 +96,11 @@ def tables(arguments: argparse.Namespace) -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    arguments = ask(__doc__, argv, data=DATA, epochs=30)
-    jobs = [(arm, seed, arguments.epochs, arguments.out) for seed, arm in product(range(arguments.seeds), ARMS)]
+    arguments = ask(__doc__, argv, data=DATA, epochs=30, arms=ARMS)
+    if missing := {FIRST, *(AFTER.get(arm, arm) for arm in arguments.arms)} - {*arguments.arms}:
+        raise SystemExit(f"These need {' and '.join(sorted(missing))} among the --arms as well.")
+    pairs = product(range(arguments.seeds), arguments.arms)
+    jobs = [(arm, seed, arguments.epochs, arguments.out) for seed, arm in pairs]
     stages = [[job for job in jobs if (job[0] in AFTER) is second] for second in (False, True)]
     carry_out(train, stages, workers=arguments.workers)
     told = f"{arguments.epochs} epochs, seeds 0 to {arguments.seeds - 1}; {machine()}"

@@ -100,6 +100,23 @@ def test_the_same_seed_gives_the_same_weights(finished, tmp_path):
     assert all(torch.equal(value, again[name]) for name, value in load_file(folder.weights).items())
 
 
+def test_channels_last_in_memory_is_the_same_training(tmp_path):
+    class Watch(Callback):
+        def on_train_start(self, trainer, module):
+            conv = next(part for part in module.modules() if isinstance(part, torch.nn.Conv2d))
+            conv.register_forward_hook(lambda part, given, made: maps.append(made))
+
+    maps: list[torch.Tensor] = []
+    short = TINY.override({"trainer.max_steps": 3})
+    fit(short.override({"trainer.channels_last": True}), tmp_path / "last", callbacks=(Watch(),))
+    assert len(maps) > 3
+    assert all(made.is_contiguous(memory_format=torch.channels_last) for made in maps)
+    fit(short, tmp_path / "first")
+    last, first = (load_file(RunFolder(tmp_path / name).weights) for name in ("last", "first"))
+    for name, value in first.items():
+        torch.testing.assert_close(last[name], value, rtol=1e-3, atol=1e-4)
+
+
 def test_a_run_never_overwrites(finished):
     folder, _ = finished
     before = folder.results.read_text()

@@ -113,6 +113,8 @@ def _fit(
     start = time.monotonic()
     work = make_work(ready, say)
     task, loaders = work.task, work.loaders
+    if recipe.trainer.channels_last:
+        task.to(memory_format=torch.channels_last)
     timer = Timer()  # a checkpoint has its state, so it knows of the time before a crash
     unreadable = Unreadable({part: loader for part, loader in loaders.items() if isinstance(loader, Loader)})
     trainer = make_trainer(recipe, folder, progress=progress, callbacks=(unreadable, timer, *callbacks), say=say)

@@ -28,7 +28,7 @@ FIELDS = {
         "micro_batch",
     ),
     "backbone": ("name", "pretrained", "pool", "options"),
-    "trainer": ("max_steps", "on_nan", "precision", "accelerator", "devices", "num_nodes", "logger"),
+    "trainer": ("max_steps", "on_nan", "precision", "channels_last", "accelerator", "devices", "num_nodes", "logger"),
 }
 """What they have in common of other groups: images, network and machine. Which parts train is each one's own."""
 OF_A_STAGE = ("data", "head", "criterion", "contrast", "optimizer", "trainer")
