@@ -270,12 +270,37 @@ def test_any_file_of_results_gives_lines_or_an_error_of_ours(tmp_path, content):
         assert all(isinstance(line, dict) for line in read_lines(tmp_path / "results.jsonl"))
 
 
+MODEL = {
+    "class_names": ["a", "b"],
+    "counts": [1, 1],
+    "group_counts": [1, 1],
+    "mean": [0.5],
+    "std": [0.5],
+    "image_size": 8,
+}
+
+
 @many
 @given(st.binary(max_size=60) | plain.map(lambda value: json.dumps(value).encode()))
 @example(b"{}")
-def test_any_model_file_of_a_run_is_read_or_an_error_of_ours(tmp_path, content):
+@example(json.dumps(MODEL).encode())  # good, but there are no weights
+def test_any_model_file_of_a_run_is_an_error_of_ours(tmp_path, content):
     folder = RunFolder(tmp_path)
     yaml_file.write(RECIPES["digits-lt"], folder.recipe)
     folder.model.write_bytes(content)
+    with pytest.raises(SetwiseError):
+        run.load_run(tmp_path)
+
+
+@many
+@given(st.sampled_from(sorted(MODEL)), plain)
+@example("mean", 0.5)
+@example("counts", "x")
+@example("counts", [1, None])
+@example("image_size", True)
+def test_any_value_of_a_model_file_is_taken_or_an_error_of_ours(tmp_path, field, value):
+    folder = RunFolder(tmp_path)
+    yaml_file.write(RECIPES["digits-lt"], folder.recipe)
+    folder.model.write_text(json.dumps(MODEL | {field: value}))
     with pytest.raises(SetwiseError):
         run.load_run(tmp_path)

@@ -169,7 +169,13 @@ PUBLISHED = {
     "imagenet-lt-paco-resnext101": (0.03, 5e-4, 128, 400, {"criterion.temperature": 0.2}),
     "inaturalist-paco": (0.02, 1e-4, 128, 400, {"contrast.queue": 8192}),
     "places-lt-paco": (0.02, 5e-4, 128, 30, {"optimizer.warmup_epochs": 5}),
-    "cifar100-lt-glmc": (0.01, 5e-3, 64, 200, {"criterion.consistency": 4.0, "criterion.mixture": 1.0}),
+    "cifar100-lt-glmc": (
+        *(0.01, 5e-3, 64, 200),
+        {"criterion.consistency": 4.0, "criterion.mixture": 1.0, "optimizer.warmup_epochs": 0},
+    ),
+    "cifar100-lt-weight-decay": (0.01, 5e-3, 64, 320, {"optimizer.warmup_epochs": 0}),
+    "cifar100-lt-max-norm": (0.01, 0.1, 64, 10, {"head.max_norm_share": 0.1, "head.from_weights": True}),
+    "cifar100-lt-glmc-max-norm": (0.01, 0.1, 64, 10, {"head.max_norm_share": 0.1, "head.from_weights": True}),
     "cifar100-lt-paco": (0.05, 5e-4, 128, 400, {"criterion.temperature": 0.05, "contrast.queue": 1024}),
 }
 

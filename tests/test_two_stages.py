@@ -206,6 +206,16 @@ def test_no_class_weight_is_longer_than_the_longest(first, tmp_path, ema):
     assert longest <= 0.2 * (1 + 1e-5) < free
 
 
+def test_a_second_stage_may_go_on_with_the_classifier_and_a_limit_between_its_lengths(first, tmp_path):
+    began = load_file(first.weights)["head.weight"].norm(dim=1)
+    still = after(first, head__from_weights=True, head__max_norm_share=1.0, optimizer__lr=0.0)
+    fit(still, tmp_path / "still")
+    torch.testing.assert_close(load_file(RunFolder(tmp_path / "still").weights)["head.weight"].norm(dim=1), began)
+    fit(still.override({"head.max_norm_share": 0.25, "optimizer.lr": 0.01}), tmp_path / "short")
+    ended = load_file(RunFolder(tmp_path / "short").weights)["head.weight"].norm(dim=1)
+    assert ended.max() <= (0.75 * began.min() + 0.25 * began.max()) * (1 + 1e-5)
+
+
 def test_a_comparison_runs_both_stages_of_every_arm(tmp_path):
     options = ["--before.recipe", "digits-lt", "--before.options.trainer.epochs", "1", "--seeds", "1"]
     assert main(["compare", "digits-lt", "--out", str(tmp_path / "three"), "--workers", "1", *OPTIONS, *options]) == 0

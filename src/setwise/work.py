@@ -25,7 +25,7 @@ from setwise.build import (
 )
 from setwise.data.few_shot import EpisodeLoader, FewShotSplits
 from setwise.episodes import EpisodicModel, episode_scores, score_sets, write_episode_results
-from setwise.errors import DataError, InvalidInput, RunError, choose
+from setwise.errors import DataError, InvalidInput, RunError, SetwiseError, choose
 from setwise.models import TauNormalized
 from setwise.models.weights import read_state
 from setwise.recipes import Recipe, yaml_file
@@ -307,8 +307,9 @@ def _with_weights(task: Task, folder: RunFolder) -> Task:
 
 def _read(kind: type[Described], path: Path) -> Described:
     try:
-        return kind(**json.loads(path.read_bytes()))
-    except (ValueError, TypeError, RecursionError) as error:
+        described: Described = yaml_file.from_dict(kind, json.loads(path.read_bytes()))
+        return described
+    except (ValueError, RecursionError, SetwiseError) as error:
         raise RunError(
             f"{path} does not describe a network ({error}). Delete the run's results and --resume."
         ) from error

@@ -66,6 +66,12 @@ def focal(z, j, *, gamma=2.0):
     return -((1 - p) ** gamma) * math.log(p)
 
 
+def softmax_binary(z, j):
+    """Without weights; whether they are divided by their mean is another question."""
+    p = [math.exp(v) / sum(math.exp(u) for u in z) for v in z]
+    return -(math.log(p[j]) + sum(math.log(1 - p[i]) for i in range(K) if i != j)) / K
+
+
 ORACLES = {"cross-entropy": minus_log_softmax, "balanced-softmax": balanced, "ldam": ldam, "focal": focal}
 
 
@@ -80,6 +86,19 @@ def test_criterion_equals_loops_written_from_the_paper(name, kind, weights):
     assert losses.shape == (N,)
     expected = oracle(LOGITS, target, class_loss=ORACLES[name], weights=weights)
     np.testing.assert_allclose(losses.numpy(), expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("weights", [None, WEIGHTS])
+@pytest.mark.parametrize("target", [TARGET, SOFT], ids=["labels", "soft"])
+def test_binary_cross_entropy_of_a_softmax_equals_loops_and_that_of_torch(target, weights):
+    losses = CRITERIA["softmax-binary"](class_weights=weights)(LOGITS, target)
+    soft = F.one_hot(target, K).float() if target.dim() == 1 else target
+    w = torch.ones(K) if weights is None else weights
+    for z, p, loss in zip(LOGITS.double().tolist(), soft.tolist(), losses.tolist(), strict=True):
+        assert loss == pytest.approx(sum(w[j].item() * p[j] * softmax_binary(z, j) for j in range(K)), rel=1e-4)
+    if target.dim() == 1:
+        of_torch = F.binary_cross_entropy(LOGITS.softmax(1), soft, weight=w[target][:, None].expand(N, K))
+        torch.testing.assert_close(losses.mean(), of_torch)
 
 
 @pytest.mark.parametrize("weights", [None, WEIGHTS])
@@ -107,7 +126,7 @@ def test_mean_of_binary_cross_entropy_is_the_loss_of_torch():
     torch.testing.assert_close(ours, F.binary_cross_entropy_with_logits(LOGITS, SOFT))
 
 
-@pytest.mark.parametrize("name", ["cross-entropy", "balanced-softmax", "focal"])
+@pytest.mark.parametrize("name", ["cross-entropy", "balanced-softmax", "focal", "softmax-binary"])
 def test_one_hot_target_and_its_label_have_one_loss(name):
     criterion = make(name, class_weights=WEIGHTS)
     one_hot = F.one_hot(TARGET, K).float()

@@ -11,7 +11,15 @@ from safetensors.torch import save_file
 from torch import nn
 
 from setwise.errors import InvalidInput, MissingFile
-from setwise.models import LearnableScale, TauNormalized, choose_exponent, create_head, limit_norm, tau_normalize
+from setwise.models import (
+    LearnableScale,
+    TauNormalized,
+    choose_exponent,
+    create_head,
+    limit_norm,
+    norm_between,
+    tau_normalize,
+)
 
 DIM, CLASSES = 5, 4
 
@@ -41,6 +49,13 @@ def test_a_class_weight_that_is_too_long_is_shortened_and_no_other(max_norm, see
         length = math.sqrt(sum(v * v for v in row))
         np.testing.assert_allclose(now, [v * min(1.0, max_norm / length) for v in row], rtol=1e-12)
     assert torch.equal(head.bias, bias)
+
+
+@given(st.floats(0.0, 1.0), st.integers(0, 99))
+def test_a_limit_stands_between_the_shortest_and_the_longest_class_weight(share, seed):
+    head = linear(seed)
+    lengths = [math.sqrt(sum(v * v for v in row)) for row in head.weight.tolist()]
+    assert norm_between(head, share) == pytest.approx((1 - share) * min(lengths) + share * max(lengths))
 
 
 def test_a_weight_of_zero_stays_zero_under_a_longest_norm():

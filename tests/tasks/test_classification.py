@@ -171,17 +171,37 @@ def test_a_related_sample_of_the_control_depends_on_itself_alone():
     assert not torch.allclose(rows[0][13], rows[1][13])
 
 
-def test_dropout_is_keyed_by_seed_epoch_and_step():
-    batch = make_batch()
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_mask_of_a_gathered_set_has_the_rows_of_this_process(monkeypatch, rank):
+    target = make_batch().target
+    both = [target.flip(0), target] if rank else [target, target.flip(0)]
+    monkeypatch.setattr("setwise.tasks.classification.gather_set", lambda mine: torch.cat(both))
+    monkeypatch.setattr("setwise.tasks.classification.place", lambda: (rank, 2))
 
-    def loss(seed, index):
-        task = make(seed=seed, relation__dropout=0.5).train()
-        torch.manual_seed(index * 17 + 1)  # whatever was drawn before
-        task.on_train_batch_start(batch, index)
+    def mask(attend):
+        return make(relation__attend=attend, relation__gather=True)._mask(target, 0)
+
+    assert torch.equal(mask("self"), torch.eye(24, dtype=torch.bool)[12 * rank : 12 * rank + 12])
+    assert torch.equal(mask("same-class"), target[:, None] == torch.cat(both))
+
+
+def test_dropout_is_keyed_by_seed_epoch_and_step(monkeypatch):
+    batch, task = make_batch(), make(relation__dropout=0.5).train()
+
+    def drawn(step=3, seed=0, epoch=0):
+        torch.manual_seed(step * 17 + 1)  # whatever was drawn before
+        task.seed = seed
+        monkeypatch.setattr(Classification, "current_epoch", epoch)
+        task.on_train_batch_start(batch, step)
         return task.relation(torch.ones(12, 16))
 
-    assert torch.equal(loss(0, 3), loss(0, 3))
-    assert not torch.equal(loss(0, 3), loss(0, 4))
+    assert torch.equal(drawn(), drawn())
+    for other in ({"step": 4}, {"seed": 1}, {"epoch": 1}):
+        assert not torch.equal(drawn(), drawn(**other)), other
+    task.attend = "shuffled"
+    masks = [task._mask(batch.target, step) for step in (3, 3, 4)]
+    assert torch.equal(masks[0], masks[1])
+    assert not torch.equal(masks[0], masks[2])
 
 
 def test_transductive_prediction_relates_the_test_batch():
@@ -240,6 +260,8 @@ def test_labels_cannot_choose_neighbours_at_test(attend):
         ({"relation__official_triple_loss": True, "relation__official_replace": True}, "are ways to weigh"),
         ({"optimizer__official_squared_lr": True, "optimizer__schedule": "constant"}, "are of cosine schedules"),
         ({"head__max_norm": 0.0}, r"`head\.max_norm` \(0\) is the longest class weight.*above 0"),
+        ({"head__max_norm_share": 0.1}, r"`head\.max_norm_share` \(0\.1\) is a place.*add --head\.from-weights"),
+        ({"head__max_norm_share": 0.1, "head__max_norm": 1.0, "head__from_weights": True}, "take one"),
         ({"head__max_norm": 1.0, "head__name": "cosine"}, r"the longest class weight of --head\.name linear"),
         ({"relation__related_weight": -1.0}, r"`relation\.related_weight` must be at least 0"),
         ({"optimizer__schedule": "multistep"}, r"--optimizer\.schedule multistep needs `optimizer\.milestones`"),

@@ -129,6 +129,14 @@ def _check_head(recipe: Recipe) -> None:
             f"`head.max_norm` ({recipe.head.max_norm:g}) is the longest class weight of --head.name linear, above 0, "
             f"but the head is {recipe.head.name}."
         )
+    share = recipe.head.max_norm_share
+    if share is not None and not (recipe.head.from_weights and recipe.head.name == "linear" and 0 <= share <= 1):
+        raise InvalidInput(
+            f"`head.max_norm_share` ({share:g}) is a place between the shortest (0) and the longest (1) class weight "
+            "that a linear head begins with: add --head.from-weights, or name a length with --head.max-norm."
+        )
+    if share is not None and recipe.head.max_norm is not None:
+        raise InvalidInput("`head.max_norm` and `head.max_norm_share` both set the longest class weight: take one.")
     if recipe.head.from_weights and recipe.head.name not in ("linear", "per-class"):
         raise InvalidInput(
             f"`head.from_weights` begins with a linear classifier, but --head.name is {recipe.head.name}: take linear "
@@ -280,6 +288,8 @@ def check_experts(recipe: Recipe, num_experts: int) -> None:
             "--head.name routed decides about one image of one class: leave out mixup, cutmix and "
             "relation.relate_at_test."
         )
-    if num_experts > 1 and (recipe.head.name not in ("linear", "cosine", "routed") or recipe.head.max_norm):
-        limited = " with head.max_norm" * bool(recipe.head.max_norm)
-        raise InvalidInput(f"Experts take --head.name linear, cosine or routed, not {recipe.head.name}{limited}.")
+    head = recipe.head
+    limit = "max_norm" if head.max_norm is not None else "max_norm_share" if head.max_norm_share is not None else None
+    if num_experts > 1 and (head.name not in ("linear", "cosine", "routed") or limit):
+        limited = f" with head.{limit}" if limit else ""
+        raise InvalidInput(f"Experts take --head.name linear, cosine or routed, not {head.name}{limited}.")

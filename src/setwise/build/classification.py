@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -20,7 +20,15 @@ from setwise.data.few_shot import FEW_SHOT, classes_of_training
 from setwise.errors import InvalidInput, choose
 from setwise.losses import CRITERIA, Criterion, class_weights
 from setwise.metrics import by_count, by_rank
-from setwise.models import LearnableScale, RoutedExperts, TauNormalized, create_head, feature_dim, load_classifier
+from setwise.models import (
+    LearnableScale,
+    RoutedExperts,
+    TauNormalized,
+    create_head,
+    feature_dim,
+    load_classifier,
+    norm_between,
+)
 from setwise.nn import BatchFormer, ExpertBatchFormer, MomentumContrast
 from setwise.nn.attend import make_control, make_uniform
 from setwise.recipes import Recipe, schema
@@ -124,10 +132,11 @@ def build_task(
     check_experts(recipe, num_experts)
     groups = by_rank if recipe.groups.by == "rank" else by_count
     kind = _kind(recipe, dim, teacher)
+    head = _head(recipe, dim, num_experts, len(class_names), say)
     with drawn_from(recipe.seed, "task"):  # what a task has beside these parts
         return kind(
             backbone,
-            _head(recipe, dim, num_experts, len(class_names), say),
+            head,
             _criterion(recipe, counts, class_names),
             None if recipe.head.name in WITHOUT_RELATION else _relation(recipe, dim, num_experts),
             contrast=_contrast(recipe, backbone, dim),
@@ -141,7 +150,7 @@ def build_task(
             relate_at_test=recipe.relation.relate_at_test,
             multi_label=recipe.data.multi_label,
             frozen=recipe.backbone.frozen,
-            max_norm=recipe.head.max_norm,
+            max_norm=_longest(recipe, head),
             micro_batch=recipe.data.micro_batch,
             seed=recipe.seed,
         )
@@ -169,6 +178,14 @@ def _head(recipe: Recipe, dim: int, num_experts: int, num_classes: int, say: Say
         load_classifier(head, weights)
         say(f"{weights} -> head: its classifier")
     return head
+
+
+def _longest(recipe: Recipe, head: nn.Module) -> float | None:
+    """The longest weight that a class may have; a share is one of what training begins with."""
+    share = recipe.head.max_norm_share
+    if share is None or not recipe.backbone.weights:
+        return recipe.head.max_norm
+    return norm_between(cast(nn.Linear, head), share)
 
 
 def _loss_weights(recipe: Recipe) -> dict[str, float]:

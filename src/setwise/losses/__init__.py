@@ -10,6 +10,7 @@ from setwise.losses.long_tailed import (
     Criterion,
     CrossEntropy,
     FocalLoss,
+    SoftmaxBinaryCrossEntropy,
 )
 from setwise.losses.mixture import GLMC, mixture_consistency, rare_class_weights
 from setwise.losses.ride import RIDE, distillation
@@ -26,6 +27,7 @@ __all__ = [
     "ExpertAssignmentLoss",
     "FocalLoss",
     "PaCo",
+    "SoftmaxBinaryCrossEntropy",
     "assignment_loss",
     "assignment_target",
     "class_weights",
@@ -46,5 +48,6 @@ CRITERIA: dict[str, type[Criterion]] = {
     "glmc": GLMC,
     "focal": FocalLoss,
     "binary-cross-entropy": BinaryCrossEntropy,
+    "softmax-binary": SoftmaxBinaryCrossEntropy,
 }
 """Every criterion by its name; each takes ``class_weights`` and ``reweight_epoch``, and what its signature names."""

@@ -11,7 +11,18 @@ from torch import Tensor, nn
 from setwise.errors import InvalidInput
 from setwise.losses.targets import check_counts, check_labels, check_multi_hot, full
 
-__all__ = ["LDAM", "BalancedSoftmax", "BinaryCrossEntropy", "Criterion", "CrossEntropy", "FocalLoss"]
+__all__ = [
+    "LDAM",
+    "BalancedSoftmax",
+    "BinaryCrossEntropy",
+    "Criterion",
+    "CrossEntropy",
+    "FocalLoss",
+    "SoftmaxBinaryCrossEntropy",
+]
+
+LARGEST_LOG = 100.0
+"""torch.nn.BCELoss lets no logarithm be below minus this."""
 
 
 class Criterion(nn.Module):
@@ -255,6 +266,35 @@ class BinaryCrossEntropy(Criterion):
         losses = F.binary_cross_entropy_with_logits(logits, target.to(logits.dtype), reduction="none")  # [N, K]
         weights = self.weights_now(logits)
         return losses.mean(1) if weights is None else (losses * weights).sum(1) / weights.sum()
+
+
+class SoftmaxBinaryCrossEntropy(Criterion):
+    """Binary cross-entropy of the softmax's probabilities, averaged over the classes: "is it this class?" for each.
+
+    What code of weight balancing (and of the PyTorch port of the class-balanced loss that it uses) calls its softmax
+    loss. It is smaller than cross-entropy by about the number of classes, so weight decay counts for more beside it.
+    Class weights multiply the samples' losses and are **not** divided by the mean weight of the batch, as there.
+
+    Args:
+        class_weights: see :class:`Criterion`; there: effective-number.
+        reweight_epoch: see :class:`Criterion`.
+
+    Source: the code of Alshammari et al., CVPR 2022, ShadeAlsha/LTR-weight-balancing at 11f438a; no paper states it.
+
+    >>> SoftmaxBinaryCrossEntropy()(torch.zeros(1, 2), torch.tensor([1]))  # -(log 1/2 + log 1/2) / 2
+    tensor([0.6931])
+    """
+
+    def forward(self, logits: Float[Tensor, "n k"], target: Shaped[Tensor, "..."]) -> Float[Tensor, "n"]:
+        """Losses ``[N]``; raises InvalidInput if the target does not fit the logits."""
+        check_labels(logits, target)
+        log_p = full(logits).log_softmax(1)
+        # 1 - p by expm1, which keeps its digits; its logarithm has no gradient at 0, where the floor takes over
+        rest = (-torch.expm1(log_p)).clamp_min(torch.finfo(log_p.dtype).tiny)
+        log_p, log_rest = log_p.clamp_min(-LARGEST_LOG), rest.log().clamp_min(-LARGEST_LOG)
+        terms = -(log_p + log_rest.sum(1, keepdim=True) - log_rest) / logits.shape[1]  # [N, K]: if that were the class
+        weights = self.weights_now(log_p)
+        return _expect(terms if weights is None else terms * weights, target)
 
 
 def _cross_entropy(

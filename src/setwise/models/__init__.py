@@ -8,7 +8,14 @@ from setwise.models.backbone import OURS, create_backbone, feature_dim, list_bac
 from setwise.models.checkpoint import create_trained
 from setwise.models.cifar_resnet import CifarResNet
 from setwise.models.class_maps import cam, grad_cam
-from setwise.models.decoupled import LearnableScale, TauNormalized, choose_exponent, limit_norm, tau_normalize
+from setwise.models.decoupled import (
+    LearnableScale,
+    TauNormalized,
+    choose_exponent,
+    limit_norm,
+    norm_between,
+    tau_normalize,
+)
 from setwise.models.digits_cnn import DigitsCNN
 from setwise.models.expert_resnet import MultiExpertResNet
 from setwise.models.expert_routing import ExpertAssignment, Routed, RoutedExperts, route
@@ -48,6 +55,7 @@ __all__ = [
     "load_classifier",
     "load_weights",
     "map_channels",
+    "norm_between",
     "pretrained_statistics",
     "read_state",
     "rollout",

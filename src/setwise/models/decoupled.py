@@ -16,7 +16,15 @@ from torch import Tensor, nn
 from setwise.errors import InvalidInput
 from setwise.models.weights import read_state
 
-__all__ = ["EXPONENTS", "LearnableScale", "TauNormalized", "choose_exponent", "limit_norm", "tau_normalize"]
+__all__ = [
+    "EXPONENTS",
+    "LearnableScale",
+    "TauNormalized",
+    "choose_exponent",
+    "limit_norm",
+    "norm_between",
+    "tau_normalize",
+]
 
 EXPONENTS = tuple(step / 20 for step in range(21))
 """The grid of exponents, 0 to 1 in steps of 0.05. The paper searches 0 to 1 and names no step."""
@@ -156,6 +164,20 @@ def limit_norm(head: nn.Linear, max_norm: float) -> None:
     """
     length = head.weight.norm(dim=1, keepdim=True)
     head.weight.mul_((max_norm / length.clamp_min(torch.finfo(length.dtype).tiny)).clamp_max(1.0))
+
+
+def norm_between(head: nn.Linear, share: float) -> float:
+    """A limit for :func:`limit_norm`: so far from the shortest (0) to the longest (1) class weight as they are now.
+
+    Source: the code of Alshammari et al., CVPR 2022, whose ``thresh`` is 0.1.
+
+    >>> head = nn.Linear(2, 2)
+    >>> head.weight.data = torch.tensor([[3.0, 4.0], [0.0, 1.0]])
+    >>> norm_between(head, 0.1)
+    1.4
+    """
+    lengths = head.weight.detach().double().norm(dim=1)
+    return float(lengths.min() + share * (lengths.max() - lengths.min()))
 
 
 def tau_normalize(head: nn.Linear, tau: float) -> nn.Linear:

@@ -19,51 +19,38 @@ CIFAR100_MIXUP = CIFAR100.override(
     }
 )
 
-# Ten times the usual weight decay, at a tenth of the rate: our choice for what the authors tuned, to be tuned on
-# validation (--tune optimizer.weight_decay=2e-3,5e-3,1e-2).
+# The settings of the authors' code, on the usual ResNet-32. The paper's 46.1 and about 53 % stand beside a ResNet-32, too,
+# but the authors' code, and by their own word their numbers, are of a ResNet-34 of 21 million weights, so nothing is
+# reported here. The paper trains for 200 epochs.
 CIFAR100_WEIGHT_DECAY = CIFAR100.override(
     {
         "name": "cifar100-lt-weight-decay",
-        "summary": "CIFAR-100-LT (imbalance 100), ResNet-32, cross-entropy with a strong weight decay, 200 epochs",
-        "optimizer.weight_decay": 5e-3,
-        "optimizer.lr": 0.01,
+        "summary": "CIFAR-100-LT (imbalance 100), ResNet-32, cross-entropy with a strong weight decay, 320 epochs",
+        "data.batch_size": 64,
+        "optimizer": Optimizer(lr=0.01, weight_decay=5e-3),
+        "trainer.epochs": 320,
         "paper": f"{BATCHFORMER}; {BALANCING}",
-        "reported": (
-            Reported(
-                metric="accuracy",
-                variant="plain",
-                value=0.461,
-                source="Alshammari et al., CVPR 2022: tuned weight decay, on the whole official test set",
-            ),
-        ),
+        "reported": (),
     }
 )
 
-# Strong weight decay first, then the classifier again with class weights and a longest class weight. Length
-# and weight decay of the second stage are our choice; so is the longest weight, to be tuned on validation
-# (--tune head.max_norm=0.3,1,3).
+# Strong weight decay first, then the same classifier again, with class weights, yet stronger decay and a longest class
+# weight. The authors' code holds it after every epoch, here it is held after every step, as their paper has it.
 CIFAR100_MAX_NORM = CIFAR100.override(
     {
         **SECOND_STAGE,
         "name": "cifar100-lt-max-norm",
-        "summary": "CIFAR-100-LT in two stages: strong weight decay, then a classifier with class weights and max-norm",
+        "summary": "CIFAR-100-LT in two stages: strong weight decay, then its classifier with weights and max-norm",
         "before": Before(recipe="cifar100-lt-weight-decay"),
-        "data.batch_size": 128,
+        "data.batch_size": 64,
         "data.sampler": "shuffle",
-        "head": Head(max_norm=1.0),
-        "criterion": Criterion(class_weights="effective-number"),
-        "optimizer": Optimizer(lr=0.01, weight_decay=5e-3),
+        "head": Head(from_weights=True, max_norm_share=0.1),
+        "criterion": Criterion(name="softmax-binary", class_weights="effective-number"),
+        "optimizer": Optimizer(lr=0.01, weight_decay=0.1),
         "trainer.epochs": 10,
         "trainer.val_every": 10,
         "paper": f"{BATCHFORMER}; {BALANCING}",
-        "reported": (
-            Reported(
-                metric="accuracy",
-                variant="plain",
-                value=0.53,
-                source="Alshammari et al., CVPR 2022: about 53 %, tuned, on the whole official test set",
-            ),
-        ),
+        "reported": (),
     }
 )
 
@@ -78,7 +65,7 @@ CIFAR100_GLMC = CIFAR100.override(
         "data.batch_size": 64,
         "backbone.options": {"width": 64},
         "criterion": Criterion(name="glmc"),
-        "optimizer": Optimizer(lr=0.01, weight_decay=5e-3, warmup_epochs=10),
+        "optimizer": Optimizer(lr=0.01, weight_decay=5e-3),
         "paper": f"{BATCHFORMER}; Du et al.: GLMC, CVPR 2023, https://arxiv.org/abs/2305.08661",
         "reported": (
             Reported(
@@ -93,7 +80,7 @@ CIFAR100_GLMC = CIFAR100.override(
 CIFAR100_GLMC_MAX_NORM = CIFAR100_MAX_NORM.override(
     {
         "name": "cifar100-lt-glmc-max-norm",
-        "summary": "CIFAR-100-LT in two stages: GLMC, then a classifier with class weights and max-norm",
+        "summary": "CIFAR-100-LT in two stages: GLMC, then its classifier with class weights and max-norm",
         "before": Before(recipe="cifar100-lt-glmc"),
         "backbone.options": {"width": 64},
         "paper": f"{CIFAR100_GLMC.paper}; {BALANCING}",

@@ -183,6 +183,9 @@ class Head:
     at a small learning rate does; otherwise with random weights."""
     max_norm: float | None = None
     """linear: longest weight that a class may have, held after every step; None: any."""
+    max_norm_share: float | None = None
+    """linear with from_weights: the same limit, so far from the shortest (0) to the longest (1) class weight that
+    training begins with. Weight balancing: 0.1."""
     top_k: int = 30
     """routed: how many of the largest scores decide about the next expert. ResNet-10 and CIFAR: 30, ResNet-50: 50."""
     dim_key: int = 128

@@ -104,10 +104,10 @@ def from_dict(kind: Any, values: Any, where: str = "") -> Any:
                 f"`{where}` must be one of {', '.join(map(str, arguments))}, but it is {SHORT.repr(values)}."
             )
         return values
-    if origin is tuple:
+    if origin in (tuple, list):
         if not isinstance(values, list | tuple):
             raise InvalidInput(f"`{where}` must be a list, but it is {SHORT.repr(values)}.")
-        return tuple(from_dict(arguments[0], value, f"{where}[{i}]") for i, value in enumerate(values))
+        return origin(from_dict(arguments[0], value, f"{where}[{i}]") for i, value in enumerate(values))
     if origin is dict:
         if not isinstance(values, dict):
             raise InvalidInput(f"`{where}` must be a block of names and values, but it is {SHORT.repr(values)}.")
