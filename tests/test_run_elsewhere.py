@@ -52,6 +52,13 @@ def test_weights_of_another_precision_are_evaluated_and_kept_in_that_of_the_imag
     assert {tensor.dtype for tensor in saved.values() if tensor.is_floating_point()} == {torch.float32}
 
 
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
+def test_an_average_of_weights_that_are_not_float32_is_refused_before_the_first_step(tmp_path, precision):
+    with pytest.raises(InvalidInput, match=r"averages weights of float32, but --trainer\.precision is"):
+        fit(TINY.override({"trainer.precision": precision, "trainer.ema": 0.9}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_trained_network_computes_where_training_would_and_comes_back(monkeypatch):
     class Network:
         at = "cpu"

@@ -111,6 +111,11 @@ def _callbacks(recipe: Recipe, folder: RunFolder, *, shown: bool) -> list[Callba
     if part.ema is not None:
         if not 0 <= part.ema < 1:
             raise InvalidInput(f"`trainer.ema` ({part.ema:g}) must be at least 0 and below 1; None switches it off.")
+        if part.precision.endswith("-true") and part.precision != "32-true":
+            raise InvalidInput(
+                f"`trainer.ema` averages weights of float32, but --trainer.precision is {part.precision}: take 32-true "
+                "or bf16-mixed, or leave the average out."
+            )
         made.append(Averaged(part.ema))
     if part.select == "early-stopping":
         made.append(EarlyStop(patience=part.patience, **watch))

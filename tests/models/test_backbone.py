@@ -42,10 +42,12 @@ def test_the_width_is_right_for_heads_with_a_hidden_layer(name):
 
 def test_a_model_that_does_not_say_its_width_is_asked_without_a_trace():
     backbone = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.Flatten(), nn.Dropout(), nn.Linear(8 * 16, 5))
+    backbone[1].eval()
     state, random_state = {k: v.clone() for k, v in backbone.state_dict().items()}, torch.get_rng_state()
     assert feature_dim(backbone, in_chans=3, image_size=4) == 5
     assert all(torch.equal(value, state[name]) for name, value in backbone.state_dict().items())
     assert torch.equal(torch.get_rng_state(), random_state)
+    assert [part.training for part in backbone] == [True, False, True, True, True]
     assert backbone.training
     assert feature_dim(backbone.to("meta"), in_chans=3, image_size=4) == 5
 

@@ -146,8 +146,9 @@ def test_padding_is_attended_by_nobody_and_keeps_its_input(layout, first, num_la
 
 def test_what_stands_in_padding_changes_nobody_else():
     model, x, padding = relation(), samples(B, H * W, C), some_padding()
-    other = torch.where(padding.unsqueeze(-1), 1e3, x)
-    assert torch.equal(model(x, padding=padding)[B:][~padding], model(other, padding=padding)[B:][~padding])
+    for value in (1e3, torch.nan):
+        other = torch.where(padding.unsqueeze(-1), value, x)
+        assert torch.equal(model(x, padding=padding)[B:][~padding], model(other, padding=padding)[B:][~padding])
 
 
 def test_no_padding_is_as_none():

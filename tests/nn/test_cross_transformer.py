@@ -156,6 +156,18 @@ def test_half_precision_is_finite_and_near(dtype):
     torch.testing.assert_close(found, expected, rtol=0.1, atol=0.5)
 
 
+@pytest.mark.parametrize("convolve", [True, False])
+def test_under_autocast_distances_are_summed_in_float32(convolve, monkeypatch):
+    monkeypatch.setattr(rebuilding, "convolutions_are_faster", lambda: convolve)
+    query, key = torch.randn(40, 512), torch.randn(60, 512)
+    far = 50 * torch.randn(40, 512)  # about 1.3 million, where bfloat16 goes in steps of 8192
+    expected = rebuilding.squared_distances(query, far, key, torch.zeros(60, 512), (30, 30))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = rebuilding.squared_distances(query, far, key, torch.zeros(60, 512), (30, 30))
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=0)
+
+
 def test_prototypical_scores_are_those_of_loops():
     query, support, target = episode()
     scores = Prototypical(C)(query, support, target)

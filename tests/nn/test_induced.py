@@ -107,6 +107,13 @@ def test_the_control_learns_by_the_attention_to_points_and_not_by_that_to_its_on
     assert points.in_proj_weight.grad[: 2 * C].abs().sum() > 1e-6
 
 
+def test_float16_input_meets_float32_weights():
+    relation, x = BatchFormer(C, num_inducing=M, dropout=0.0).train(), torch.randn(B, C)
+    found = relation(x.half())
+    assert found.dtype == torch.float16
+    torch.testing.assert_close(found.float(), relation(x), rtol=1e-2, atol=1e-2)
+
+
 def test_half_precision_stays_finite():
     relation = BatchFormer(C, num_inducing=M).half()
     assert relation(300 * torch.randn(B, C).half()).isfinite().all()

@@ -1,6 +1,7 @@
 """What cannot be inserted is refused in a sentence, and leaves the model as it was."""
 
 import pytest
+import timm
 import tiny
 import torch
 from torch import nn
@@ -132,6 +133,68 @@ def test_remove_without_insert_is_refused():
     model = remove(insert(tiny.vit(), "batchformer"))
     with pytest.raises(InvalidInput, match="Nothing was inserted"):
         remove(model)
+
+
+class Listed(nn.Module):
+    """Code behind the layer counts its rows, and its arguments have no names."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.block, self.fc = nn.Linear(4, 6), nn.Linear(6, 6), nn.Linear(6, 5)
+
+    def forward(self, *given):
+        x = self.embed(given[0])
+        return self.fc(x + self.block(x))
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_inputs_without_names_that_must_be_doubled_are_refused_at_the_first_step():
+    model = insert(Listed(), "batchformer", at="block", example=torch.randn(2, 4))
+    with pytest.raises(
+        InvalidInput, match=r"inputs of Listed are doubled by their names, but its forward takes \(given\)"
+    ):
+        model(torch.randn(B, 4))
+    assert model.eval()(torch.randn(B, 4)).shape == (B, 5)
+
+    class Rest(Listed):
+        def forward(self, x, /, *rest):
+            return super().forward(x)
+
+    model = insert(Rest(), "batchformer", at="block", example=torch.randn(2, 4))
+    assert model(torch.randn(B, 4)).shape == (2 * B, 5)
+    with pytest.raises(InvalidInput, match=r"takes \(x, rest\)"):
+        model(torch.randn(B, 4), torch.randn(B, 4))
+
+
+class Through(nn.Sequential):
+    """Goes through whatever it holds, by code of its own."""
+
+    def forward(self, x):
+        for part in self.children():
+            x = part(x)
+        return x
+
+
+def test_models_that_go_through_their_children_would_run_the_relation_too():
+    for model, example in (
+        (timm.create_model("test_resnet", features_only=True), None),
+        (Through(nn.Linear(4, 4), nn.Linear(4, 4)), torch.randn(2, 4)),
+    ):
+        before = marks(model)
+        name = next(name for name, part in model.named_children() if isinstance(part, nn.Sequential | nn.Linear))
+        with pytest.raises(InvalidInput, match="runs all of its children one after the other"):
+            insert(model, "batchformer-v2" if example is None else "batchformer", at=name, example=example)
+        assert marks(model) == before
+
+
+def test_a_number_before_the_rows_of_an_output_is_no_row():
+    class WithLoss(Square):
+        def forward(self, x):
+            scores = super().forward(x)
+            return {"beside": scores.mean(), "scores": scores}
+
+    model = insert(WithLoss(), "batchformer-v2", at="norm", channels_first=True, example=tiny.images(2, 16))
+    assert model(tiny.images(B, 16))["scores"].shape == (2 * B, 2)
 
 
 @pytest.mark.usefixtures("unchecked")

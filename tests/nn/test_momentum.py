@@ -157,6 +157,10 @@ def test_micro_batches_give_the_same_keys():
         (lambda: MomentumContrast(nn.Linear(2, 2), 2, size=0), r"`size` \(0\)"),
         (lambda: follow(nn.Linear(2, 2), nn.Linear(2, 2), momentum=1.5), r"`momentum` \(1\.5\) must be in 0\.\.1"),
         (lambda: follow(nn.Linear(2, 2), nn.Linear(2, 3)), r"differ in theirs: start from copy\.deepcopy"),
+        (
+            lambda: follow(nn.Linear(2, 2).bfloat16(), nn.Linear(2, 2)),
+            r"steps of 0\.001 .*bfloat16 rounds away \(weight",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(unchecked, make, message):

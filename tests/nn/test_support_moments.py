@@ -81,6 +81,16 @@ def test_running_averages_take_in_the_support_with_its_biased_variance():
     assert torch.equal(norm.running_mean, before)
 
 
+def test_a_frozen_norm_of_a_trunk_in_training_keeps_to_its_running_averages():
+    trunk = nn.Sequential(nn.BatchNorm2d(C), nn.BatchNorm2d(C)).double().train()
+    trunk[0].eval()
+    trunk[0].running_mean += 3
+    x = maps(S)
+    with support_moments(trunk, S):
+        torch.testing.assert_close(trunk(x), nn.BatchNorm2d(C).double().train()(trunk[0](x)))
+    assert trunk[0].num_batches_tracked == 0
+
+
 def test_afterwards_the_trunk_is_what_it_was():
     trunk = nn.Sequential(nn.Conv2d(C, C, 1), nn.BatchNorm2d(C)).double()
     x, names = maps(S), set(trunk.state_dict())

@@ -8,6 +8,7 @@ from torch import nn
 
 from setwise.errors import InvalidInput, RunError, SetwiseError, UnknownName
 from setwise.models import cifar_resnet, digits_cnn, expert_resnet, multi_expert
+from setwise.nn.pool_maps import in_evaluation
 
 __all__ = ["OURS", "create_backbone", "feature_dim", "list_backbones", "pretrained_statistics"]
 
@@ -110,11 +111,8 @@ def feature_dim(backbone: nn.Module, *, in_chans: int, image_size: int) -> int:
     if isinstance(known, int):
         return known
     device = next((p.device for p in backbone.parameters()), None)
-    training = backbone.training
-    backbone.eval()  # norms keep their statistics, dropout draws nothing
-    with torch.no_grad():
+    with in_evaluation(backbone), torch.no_grad():  # norms keep their statistics, dropout draws nothing
         shape = backbone(torch.zeros(2, in_chans, image_size, image_size, device=device)).shape
-    backbone.train(training)
     if len(shape) != 2:
         raise InvalidInput(f"The backbone must return features [B, C], but it returned {tuple(shape)}.")
     return shape[1]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from setwise.errors import InvalidInput
+from setwise.nn.pool_maps import in_evaluation
 
 __all__ = ["FeatureMap", "map_channels"]
 
@@ -52,9 +53,6 @@ class FeatureMap(nn.Module):
 def map_channels(trunk: nn.Module, *, in_chans: int, image_size: int) -> int:
     """Channels ``C`` of the trunk's map, told by two zero images."""
     device = next((p.device for p in trunk.parameters()), None)
-    training = trunk.training
-    trunk.eval()  # norms keep their statistics, dropout draws nothing
-    with torch.no_grad():
-        channels = trunk(torch.zeros(2, in_chans, image_size, image_size, device=device)).shape[1]
-    trunk.train(training)
+    with in_evaluation(trunk), torch.no_grad():  # norms keep their statistics, dropout draws nothing
+        channels: int = trunk(torch.zeros(2, in_chans, image_size, image_size, device=device)).shape[1]
     return channels

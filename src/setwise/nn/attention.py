@@ -159,7 +159,7 @@ class EncoderLayer(nn.Module):
         """
         if x.dim() == 2:
             return self.forward(x.unsqueeze(1), mask, None if others is None else others.unsqueeze(1)).squeeze(1)
-        if is_half(x):
+        if is_half(x) or (others is not None and is_half(others)):
             return self._in_float32(x, mask, others)
         x = self.norm1(x + self.dropout1(self.self_attn(x, mask, others)))
         return self.norm2(x + self.dropout2(self.linear2(self.dropout(self.linear1(x).relu()))))

@@ -245,7 +245,9 @@ class BatchFormerV2(Relation):
         # Where all are padding nobody would be left to attend to, and a softmax over nothing is NaN: attend to all, and
         # keep the input below.
         mask = real | ~real.any(1, keepdim=True)
-        return torch.where(padding.unsqueeze(-1), x, self._relate(x, mask[:, None, None]))
+        nothing = padding.unsqueeze(-1)
+        related = self._relate(x.masked_fill(nothing, 0), mask[:, None, None])  # a NaN in padding would reach everybody
+        return torch.where(nothing, x, related)
 
     def _check(self, x: Tensor, first: bool, padding: Tensor | None) -> None:
         wanted = "[B, C, H, W]" if self.channels_first else "[B, N, C] or [B, H, W, C]"

@@ -75,7 +75,8 @@ def check_decisions(logits: Tensor, scores: Tensor) -> None:
     Raises:
         InvalidInput: if they do not fit, or there is no image.
     """
-    if not len(logits) or scores.shape != (len(logits), logits.shape[1] - 1):
+    images, experts = logits.shape[:2]  # len() would fix the batch size of an export
+    if images == 0 or scores.shape != (images, experts - 1):
         raise InvalidInput(
             f"`scores` must be [B, E - 1], one after each expert but the last, for `logits` [B, E, K] of at least one "
             f"image, but they are {list(scores.shape)} and {list(logits.shape)}."

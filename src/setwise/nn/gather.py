@@ -12,6 +12,9 @@ __all__ = ["gather_objects", "gather_ragged", "gather_set", "place"]
 
 T = TypeVar("T")
 
+MAX_AXES = 8
+"""Of what is gathered: all ranks tell as many numbers, whatever their shapes are."""
+
 
 def gather_set(x: Tensor) -> Tensor:
     """Join the samples of all processes, in the order of their ranks, with exact gradients.
@@ -26,15 +29,20 @@ def gather_set(x: Tensor) -> Tensor:
         ``[world_size * B, ...]``; ``x`` itself without an initialised process group.
 
     Raises:
-        InvalidInput: on every rank, if the ranks hold different numbers of samples.
+        InvalidInput: on every rank, if the ranks hold different numbers of samples, or of another shape.
     """
     if not _several_processes():
         return x
-    counts = _counts(x)
-    if len(set(counts)) > 1:
+    shapes = _shapes(x)
+    if len(counts := {shape[0] for shape in shapes}) > 1:
         raise InvalidInput(
-            f"Gathering needs as many samples on every process, but they hold {counts}. Drop the last incomplete "
-            "batch in training (drop_last=True)."
+            f"Gathering needs as many samples on every process, but they hold {[shape[0] for shape in shapes]}. Give "
+            f"all the same batch size ({max(counts)}), and drop the last incomplete batch in training (drop_last=True)."
+        )
+    if len(set(shapes)) > 1:
+        raise InvalidInput(
+            f"Gathering needs samples of one shape on every process, but they hold {shapes}. Pad all batches to one "
+            "length."
         )
     return _Gather.apply(x)
 
@@ -50,19 +58,20 @@ def gather_ragged(x: Tensor) -> Tensor:
     """
     if not _several_processes():
         return x
-    counts = _counts(x)
+    counts = [shape[0] for shape in _shapes(x)]
     most = max(counts)
     padded = torch.cat([x, x.new_zeros(most - len(x), *x.shape[1:])])
     parts = _Gather.apply(padded).split(most) if most else [x]
     return torch.cat([part[:count] for part, count in zip(parts, counts, strict=bool(most))])
 
 
-def _counts(x: Tensor) -> list[int]:
-    """How many samples each rank holds."""
-    size = torch.tensor([x.shape[0]], device=x.device)
+def _shapes(x: Tensor) -> list[tuple[int, ...]]:
+    """The shape of what each rank holds."""
+    size = torch.full((MAX_AXES,), -1, device=x.device)
+    size[: x.dim()] = torch.tensor(x.shape)
     sizes = [torch.empty_like(size) for _ in range(dist.get_world_size())]
     dist.all_gather(sizes, size)
-    return [int(s) for s in sizes]
+    return [tuple(length for length in s.tolist() if length >= 0) for s in sizes]
 
 
 class _Gather(torch.autograd.Function):

@@ -95,7 +95,8 @@ def follow(follower: nn.Module, leader: nn.Module, *, momentum: float = 0.999) -
         momentum: 0..1. MoCo and PaCo: 0.999.
 
     Raises:
-        InvalidInput: if the two differ in their parameters, or the momentum is out of range.
+        InvalidInput: if the two differ in their parameters or have some in half precision, or the momentum is out of
+            range.
 
     Source: He et al., MoCo, CVPR 2020, arXiv:1911.05722, equation 2.
 
@@ -111,6 +112,11 @@ def follow(follower: nn.Module, leader: nn.Module, *, momentum: float = 0.999) -
         raise InvalidInput(
             f"A momentum encoder has the parameters of its encoder, but {type(follower).__name__} and "
             f"{type(leader).__name__} differ in theirs: start from copy.deepcopy(encoder)."
+        )
+    if half := next((name for name, p in mine.items() if p.is_floating_point() and p.itemsize < 4), None):
+        raise InvalidInput(
+            f"A momentum encoder takes steps of {1 - momentum:g} of a difference, which {mine[half].dtype} rounds away "
+            f"({half}), so it would never move: keep its weights in float32 (--trainer.precision bf16-mixed)."
         )
     for name, parameter in mine.items():
         parameter.lerp_(theirs[name], 1 - momentum)

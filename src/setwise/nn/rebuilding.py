@@ -11,6 +11,7 @@ Letters: ``N`` query locations (of all queries), ``M`` support locations (of all
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -56,11 +57,12 @@ def squared_distances(query: Tensor, value: Tensor, keys: Tensor, values: Tensor
         ``[K, N]``, summed over the ``v`` channels; at least in float32.
     """
     device = query.device.type
-    if device == "cpu" and (convolutions_are_faster() or query.shape[1] != value.shape[1]):
-        with torch.autocast(device, enabled=False):
+    known = torch.amp.is_autocast_available(device)  # not for the meta device
+    with torch.autocast(device, enabled=False) if known else nullcontext():  # or distances would be halves
+        if device == "cpu" and (convolutions_are_faster() or query.shape[1] != value.shape[1]):
             wide = [x.float() if x.itemsize < 4 else x for x in (query, value, keys, values)]
             return in_tiles(wide[0], wide[1], wide[2], wide[3], sizes)
-    return fused(query, value, keys, values, sizes)
+        return fused(query, value, keys, values, sizes)
 
 
 def convolutions_are_faster() -> bool:

@@ -43,7 +43,12 @@ def support_moments(trunk: nn.Module, num_support: int, *, running: bool = True)
     """
     if num_support < 1:
         raise InvalidInput(f"`num_support` ({num_support}) must be at least 1: moments need images.")
-    norms = [module for module in trunk.modules() if isinstance(module, _BatchNorm)]
+    norms = [
+        module
+        for module in trunk.modules()
+        if isinstance(module, _BatchNorm)
+        and (module.training or module.running_mean is None or not trunk.training)  # else it is frozen
+    ]
     try:
         for norm in norms:
             norm.forward = partial(_normalize, norm, num_support, running)  # type: ignore[method-assign]

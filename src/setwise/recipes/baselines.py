@@ -19,9 +19,9 @@ CIFAR100_MIXUP = CIFAR100.override(
     }
 )
 
-# The settings of the authors' code, on the usual ResNet-32. The paper's 46.1 and about 53 % stand beside a ResNet-32, too,
-# but the authors' code, and by their own word their numbers, are of a ResNet-34 of 21 million weights, so nothing is
-# reported here. The paper trains for 200 epochs.
+# The settings of the authors' code, on the usual ResNet-32. The paper's 46.1 and about 53 % stand beside a ResNet-32,
+# too, but the authors' code, and by their own word their numbers, are of a ResNet-34 of 21 million weights, so nothing
+# is reported here. The paper trains for 200 epochs.
 CIFAR100_WEIGHT_DECAY = CIFAR100.override(
     {
         "name": "cifar100-lt-weight-decay",

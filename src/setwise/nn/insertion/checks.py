@@ -24,18 +24,23 @@ class Output:
 
     def check(self, model: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
         """Hook behind the model."""
-        given = next((v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)), None)
+        given = _first((*args, *kwargs.values()))
         if not self.relation.training or given is None:
             return
-        values = output.values() if isinstance(output, Mapping) else output
-        first = output if isinstance(output, Tensor) else next((v for v in values if isinstance(v, Tensor)), None)
+        first = _first((output,) if isinstance(output, Tensor) else output)
         wanted = 2 * self.rows * given.shape[0]
-        if first is not None and (first.dim() == 0 or first.shape[0] != wanted):
+        if first is not None and first.shape[0] != wanted:
             raise InvalidInput(
                 f"In training the output of {type(model).__name__} must have {wanted} rows, both streams of "
                 f"{given.shape[0]} samples, but it has shape {tuple(first.shape)}: the relation was not reached, or "
                 "what follows it counts the samples anew. Name another place with `at`."
             )
+
+
+def _first(values: Any) -> Tensor | None:
+    """The first tensor that has axes; a number, as a loss is, has no rows."""
+    every = values.values() if isinstance(values, Mapping) else values
+    return next((v for v in every if isinstance(v, Tensor) and v.dim()), None)
 
 
 class Standing:

@@ -175,10 +175,10 @@ class Relate:
         if self.model_mask is not None:
             mask, tokens = self.model_mask.mask, output if isinstance(output, Tensor) else output[0]
             same = mask is not None and tokens.dim() == 3 and tokens.shape[1] == mask.shape[1]
-            return ~mask.bool() if mask is not None and same else None
+            return ~mask.bool() if mask is not None and same else self._nobody(output)
         mask = _bind(module, args, kwargs)[0].get(MASK)
         if mask is None:
-            return None
+            return self._nobody(output)
         if not isinstance(mask, Tensor) or mask.dim() not in (2, 4):
             raise InvalidInput(
                 f"`mask_padding` reads padding from attention masks [B, N] and [B, 1, N, N], but "
@@ -189,8 +189,18 @@ class Relate:
             attended = mask > torch.finfo(mask.dtype).min / 2 if mask.is_floating_point() else mask.bool()
             mask = attended.any(1).any(1)  # [B, heads, queries, keys] -> [B, keys]
         padding = ~mask.bool()
-        one_stream = not self.relation.training or (self.first and not self.doubled)
-        return padding if one_stream else padding.chunk(2)[0]
+        return padding if self._one_stream() else padding.chunk(2)[0]
+
+    def _nobody(self, output: Any) -> Tensor | None:
+        """No padding, said with a mask where other processes may have some: all of them must gather alike."""
+        tokens = output if isinstance(output, Tensor) else output[0]
+        if not getattr(self.relation, "gather", False) or tokens.dim() != 3:
+            return None
+        samples = len(tokens) if self._one_stream() else len(tokens) // 2
+        return torch.zeros(samples, tokens.shape[1], dtype=torch.bool, device=tokens.device)
+
+    def _one_stream(self) -> bool:
+        return not self.relation.training or (self.first and not self.doubled)
 
 
 def _relate(entry: Entry, x: Tensor, first: bool, padding: Tensor | None) -> Tensor:
@@ -254,8 +264,16 @@ class Inputs:
         named, rest = _bind(model, args, kwargs)
         main = named.get(getattr(model, "main_input_name", ""))
         candidates = [main, *(value for name, value in named.items() if name in self.names)]
-        rows = next((len(value) for value in candidates if isinstance(value, Tensor)), 0)
-        return rest, {name: self._double(name, value, rows) for name, value in named.items()}
+        rows = next((len(value) for value in candidates if isinstance(value, Tensor) and value.dim()), 0)
+        if not rows or any(isinstance(value, Tensor) for value in rest):
+            raise InvalidInput(
+                f"In training the inputs of {type(model).__name__} are doubled by their names, but its forward takes "
+                f"({', '.join(parameters_of(model))}), and was given no tensor by the name of one, or some without. "
+                "Give its arguments names."
+            )
+        doubled = {name: self._double(name, value, rows) for name, value in named.items()}
+        positional = tuple(doubled.pop(name) for name in list(named)[: len(args) - len(rest)])
+        return (*positional, *rest), doubled
 
     def _double(self, name: str, value: Any, rows: int) -> Any:
         if name == COUNT and value is not None:

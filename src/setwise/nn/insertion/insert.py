@@ -14,7 +14,7 @@ from setwise.nn.batchformer import BatchFormer, BatchFormerV2
 from setwise.nn.insertion.checks import Output, Standing
 from setwise.nn.insertion.doubling import NAME, Insertion, double_inputs, may_run_once
 from setwise.nn.insertion.hooks import MASK, Entry, InOrder, ModelMask, Relate, parameters_of
-from setwise.nn.insertion.measure import Place, Seen, forks, measure, observe
+from setwise.nn.insertion.measure import Place, Seen, forks, measure, observe, runs_by_itself
 from setwise.nn.insertion.places import HEAD_NAMES, LAYERS, find_classifiers, find_layers, is_transformers
 from setwise.nn.insertion.pooling import restore_pool
 
@@ -102,6 +102,12 @@ def insert(
     relations = _make(relation, places, shared, options, before)
     module = relations[0] if len({id(r) for r in relations}) == 1 else nn.ModuleList(dict.fromkeys(relations))
     _settle(model, module)
+    if seen is not None and runs_by_itself(model, NAME, seen[""].example):
+        _unsettle(model)
+        raise InvalidInput(
+            f"{type(model).__name__} runs all of its children one after the other, so it would run the relation, too. "
+            "Insert into a module that holds it: one whose forward calls it."
+        )
     insertion = Insertion()
     if mask_padding is None:
         mask_padding = given and getattr(model, "main_input_name", "") == "input_ids"
@@ -143,9 +149,7 @@ def remove(model: Model) -> Model:
                 kinds.pop(key, None)
     for name, value in insertion.attributes.items():
         setattr(model, name, value)
-    if isinstance(getattr(vars(model).get("forward"), "__self__", None), InOrder):
-        del model.forward
-    delattr(model, NAME)
+    _unsettle(model)
     delattr(model, RECORD)
     return model
 
@@ -259,6 +263,12 @@ def _settle(model: nn.Module, module: nn.Module) -> None:
     model.add_module(NAME, module.train(model.training))
     if type(model).forward is nn.Sequential.forward:
         model.forward = InOrder(model, NAME).forward
+
+
+def _unsettle(model: nn.Module) -> None:
+    if isinstance(getattr(vars(model).get("forward"), "__self__", None), InOrder):
+        del model.forward
+    delattr(model, NAME)
 
 
 # ---------------------------------------------------------------------------------------------------------- hooks

@@ -16,7 +16,7 @@ from setwise.errors import InvalidInput
 from setwise.nn.insertion.hooks import Entry, Relate
 from setwise.nn.insertion.places import is_transformers, width_of
 
-__all__ = ["Place", "Seen", "forks", "measure", "observe"]
+__all__ = ["Place", "Seen", "forks", "measure", "observe", "runs_by_itself"]
 
 Shape = tuple[int, ...]
 
@@ -201,6 +201,20 @@ def forks(model: nn.Module, place: Place, seen: Mapping[str, Seen]) -> bool:
         and (two.is_meta or torch.allclose(two, torch.cat([one, one]), 1e-3, 1e-5))
         for one, two in zip(plain, both, strict=True)
     )
+
+
+def runs_by_itself(model: nn.Module, name: str, example: tuple[tuple, dict]) -> bool:
+    """Whether a model runs a submodule that none of its code names, as those do that go through all their children."""
+    met: list[str] = []
+    hook = model.get_submodule(name).register_forward_hook(lambda *_: met.append(name))
+    try:
+        with _evaluating(model), torch.no_grad():
+            model(*example[0], **example[1])
+    except Exception:  # the model ran on this before the submodule was there
+        return True
+    finally:
+        hook.remove()
+    return bool(met)
 
 
 def _is_read(model: nn.Module, name: str, index: int, example: tuple[tuple, dict]) -> bool:
