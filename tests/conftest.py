@@ -42,3 +42,29 @@ def unchecked():
     """Shape checks off, as for every user."""
     with typecheck.shapes_unchecked():
         yield
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A finished run on digits, by the command line."""
+    from setwise.cli import main
+
+    tiny = ["--trainer.epochs", "1", "--trainer.logger", "csv", "--backbone.options.width", "4"]
+    out = tmp_path_factory.mktemp("cli") / "run"
+    assert main(["train", "digits-lt", "--out", str(out), *tiny]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def trained_on_images(tmp_path_factory):
+    """A finished run on image files in ``run``, and the files in ``data``."""
+    import fakes
+
+    from setwise.cli import main
+
+    root = tmp_path_factory.mktemp("images")
+    fakes.write("image-folder", root / "data")
+    small = ["--backbone.name", "test_resnet", "--data.image-size", "32", "--data.batch-size", "8"]
+    arguments = ["train", "image-folder", "--data.root", str(root / "data"), "--out", str(root / "run"), *small]
+    assert main([*arguments, "--trainer.max-steps", "2", "--trainer.logger", "csv"]) == 0
+    return root

@@ -1,6 +1,5 @@
 """The real command line, in this process: what it prints, returns and refuses."""
 
-import csv
 import json
 import re
 import shutil
@@ -9,35 +8,15 @@ import sys
 import time
 
 import every_fake
-import fakes
 import numpy as np
 import pytest
-import torch
-from PIL import Image
-from safetensors.torch import load_file
 
 from setwise.cli import VERBS, main
 from setwise.inference import evaluate_folder
 from setwise.recipes import RECIPES, yaml_file
+from setwise.run import evaluate
 
 TINY = ["--trainer.epochs", "1", "--trainer.logger", "csv", "--backbone.options.width", "4"]
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    out = tmp_path_factory.mktemp("cli") / "run"
-    assert main(["train", "digits-lt", "--out", str(out), *TINY]) == 0
-    return out
-
-
-@pytest.fixture(scope="module")
-def trained_on_images(tmp_path_factory):
-    root = tmp_path_factory.mktemp("images")
-    fakes.write("image-folder", root / "data")
-    small = ["--backbone.name", "test_resnet", "--data.image-size", "32", "--data.batch-size", "8"]
-    arguments = ["train", "image-folder", "--data.root", str(root / "data"), "--out", str(root / "run"), *small]
-    assert main([*arguments, "--trainer.max-steps", "2", "--trainer.logger", "csv"]) == 0
-    return root
 
 
 def test_help_starts_in_well_under_a_second_and_names_every_verb():
@@ -174,6 +153,12 @@ def test_test_prints_the_metrics_again(trained, capsys):
     assert main(["test", str(trained)]) == 0
     assert f"{100 * line['metrics']['accuracy']:.1f}" in capsys.readouterr().out
     assert main(["test", str(trained), "--part", "val"]) == 0
+    with np.load(trained / "predictions.npz") as saved:
+        assert f"{100 * float(saved['val_balanced_accuracy']):.1f}" in capsys.readouterr().out
+    metrics, _ = evaluate(trained, part="val")
+    with np.load(trained / "predictions.npz") as saved:
+        for name, value in metrics.items():
+            assert value == pytest.approx(float(saved[f"val_{name}"])), name
 
 
 def test_other_images_are_tested_by_the_names_or_numbers_of_their_folders(trained_on_images, tmp_path, capsys):
@@ -219,80 +204,6 @@ def test_other_images_of_other_classes_are_a_sentence(trained_on_images, tmp_pat
     assert "There is no folder" in capsys.readouterr().err
     assert main(["test", run, "--images", str(tmp_path), "--part", "val"]) == 2
     assert "leave out --part val" in " ".join(capsys.readouterr().err.split())
-
-
-def test_predict_keeps_the_order_of_its_inputs(trained_on_images, tmp_path):
-    data = trained_on_images / "data"
-    images = sorted(data.rglob("owl/*.png"))[:2] + sorted(data.rglob("bee/*.png"))[:1]
-    out = tmp_path / "predictions.csv"
-    arguments = ["predict", str(trained_on_images / "run"), *map(str, images), "--out", str(out), "--top-k", "2"]
-    assert main(arguments) == 0
-    with out.open() as file:
-        rows = list(csv.DictReader(file))
-    assert [row["path"] for row in rows] == [str(path) for path in images]
-    for row in rows:
-        assert {row["class_1"], row["class_2"]} <= {"bee", "cat", "dog", "owl"}
-        assert float(row["probability_1"]) >= float(row["probability_2"]) > 0
-    assert main(arguments) == 1  # and never overwrites
-
-
-def test_predict_takes_folders_and_prints_csv(trained_on_images, capsys):
-    folder = trained_on_images / "data"
-    assert main(["predict", str(trained_on_images / "run"), str(folder), "--adjusted"]) == 0
-    rows = capsys.readouterr().out.strip().splitlines()
-    assert len(rows) == 1 + len(list(folder.rglob("*.png")))
-
-
-def test_predict_agrees_with_the_test(trained, tmp_path):
-    from sklearn.datasets import load_digits
-
-    from setwise.run import load_run
-
-    pixels = load_digits().images[:20]
-    for number, image in enumerate(pixels):
-        Image.fromarray((image / 16 * 255).round().astype(np.uint8)).save(tmp_path / f"{number:02d}.png")
-    assert main(["predict", str(trained), str(tmp_path), "--out", str(tmp_path / "out.csv"), "--top-k", "1"]) == 0
-    _, task, model = load_run(trained)
-    image = (torch.tensor((pixels / 16 * 255).round() / 255).float()[:, None] - model.mean[0]) / model.std[0]
-    with torch.inference_mode():
-        expected = [model.class_names[k] for k in task(image).argmax(1)]
-    with (tmp_path / "out.csv").open() as file:
-        assert [row["class_1"] for row in csv.DictReader(file)] == expected
-
-
-def test_predict_names_an_image_it_cannot_read(trained_on_images, tmp_path, capsys):
-    broken = tmp_path / "broken.png"
-    broken.write_bytes(b"no image")
-    assert main(["predict", str(trained_on_images / "run"), str(broken)]) == 2
-    assert "broken.png" in capsys.readouterr().err
-
-
-def test_export_writes_the_plain_model_in_all_formats(trained, tmp_path, capsys):
-    every = ["--formats", "safetensors", "torch", "onnx"]
-    assert main(["export", str(trained), "--out", str(tmp_path / "out"), *every]) == 0
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "model.onnx",
-        "model.pt2",
-        "model.safetensors",
-    ]
-    assert not [name for name in load_file(tmp_path / "out" / "model.safetensors") if "relation" in name]
-    assert capsys.readouterr().out.count("largest difference") == 3
-    assert main(["export", str(trained), "--out", str(tmp_path / "out")]) == 1
-    assert "is not overwritten" in capsys.readouterr().err
-
-
-def test_a_package_that_an_export_lacks_is_named_before_the_first_file(trained, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("setwise.export.find_spec", lambda name: None)
-    assert main(["export", str(trained), "--out", str(tmp_path / "out"), "--formats", "torch", "onnx"]) == 1
-    assert "The onnx export needs the package onnx: pip install 'setwise[export]'" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_transductive_run_is_not_exported(tmp_path, capsys):
-    out = str(tmp_path / "run")
-    assert main(["train", "digits-lt", "--out", out, "--relation.relate-at-test", *TINY]) == 0
-    assert main(["export", out]) == 2
-    assert "relate_at_test" in capsys.readouterr().err
 
 
 def test_compare_prints_the_verdict_and_where_the_report_is(tmp_path, capsys):

@@ -11,6 +11,7 @@ from surviving import broken_off, fit, same_weights
 from setwise.build import build_few_shot
 from setwise.cli import main
 from setwise.errors import InvalidInput
+from setwise.export import export
 from setwise.losses import distillation
 from setwise.models import route
 from setwise.recipes import RECIPES
@@ -57,6 +58,14 @@ def test_a_stage_that_was_broken_off_ends_as_an_unbroken_one(recipe, whole, tmp_
     assert RunFolder(broken.before).complete == (epoch == 3)
     fit(recipe, broken.path, resume=True)
     assert same_weights(whole.path, broken.path)
+
+
+def test_a_network_of_every_stage_is_exported_for_any_number_of_images(whole, tmp_path):
+    _, task, model = load_run(whole.path)
+    images = torch.randn(5, 1, model.image_size, model.image_size)
+    export(whole.path, tmp_path, ("torch",))
+    with torch.inference_mode():
+        torch.testing.assert_close(torch.export.load(tmp_path / "model.pt2").module()(images), task(images))
 
 
 def test_the_teacher_has_its_own_network_and_everything_else_in_common():

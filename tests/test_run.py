@@ -184,6 +184,14 @@ def test_selection_keeps_the_weights_that_validation_prefers(tmp_path, select):
         assert float(saved[f"val_{recipe.primary}"]) == pytest.approx(max(scores))
 
 
+@pytest.mark.parametrize(("primary", "mode"), [("ece", "min"), ("accuracy", "max")])
+def test_less_is_better_where_the_primary_metric_is_an_error(tmp_path, primary, mode):
+    recipe = TINY.override({"primary": primary, "trainer.select": "early-stopping", "trainer.gradient_clip": 0.5})
+    made = run.make_trainer(recipe, RunFolder(tmp_path), progress=False)
+    assert made.gradient_clip_val == 0.5
+    assert [callback.mode for callback in made.callbacks if getattr(callback, "monitor", None)] == [mode, mode]
+
+
 def test_weights_that_test_selects_are_the_best_ones_on_test_and_the_report_warns(tmp_path):
     recipe = TINY.override({"trainer.select": "best", "select_on": "test", "trainer.val_every": 1})
     line = fit(recipe, tmp_path / "run")
@@ -275,9 +283,15 @@ def test_unreadable_images_of_every_part_are_counted(tmp_path):
     assert json.loads((tmp_path / "run" / "environment.json").read_text())["notes"][-1] == said[-1]
 
 
-def test_a_transductive_evaluation_is_the_same_whatever_order_the_files_have(tmp_path):
-    recipe = TINY.override({"relation.relate_at_test": True, "trainer.epochs": 1})
-    line = fit(recipe, tmp_path / "run")
+def test_a_transductive_evaluation_mixes_its_batches_and_keeps_the_order_of_its_results(tmp_path):
+    def order(**changes):
+        recipe = TINY.override({f"relation.{name}": value for name, value in changes.items()})
+        return torch.cat([batch.index for batch in build_loader(recipe, build_data(recipe), "test")]).tolist()
+
+    assert order() == sorted(order()) == order(relate_at_test=True, memory=16)
+    mixed = order(relate_at_test=True)
+    assert mixed == order(relate_at_test=True) != sorted(mixed) == order()
+    line = fit(TINY.override({"relation.relate_at_test": True, "trainer.epochs": 1}), tmp_path / "run")
     with np.load(tmp_path / "run" / "predictions.npz") as saved:
         assert (saved["index"] == np.arange(len(saved["index"]))).all()
     assert run.evaluate(tmp_path / "run")[0] == line["metrics"]
