@@ -156,6 +156,10 @@ PUBLISHED = {
     "imagenet-lt-balanced-softmax-resnet10": (0.05, 5e-4, 128, 90, {}),
     "imagenet-lt-balanced-softmax-resnet50": (0.05, 5e-4, 128, 90, {}),
     "inaturalist-balanced-softmax-resnet50": (0.05, 1e-4, 128, 90, {}),
+    "places-lt-balanced-softmax-resnet152": (0.02, 5e-4, 256, 90, {"backbone.frozen": True}),
+    "imagenet-lt-balms": (0.125, 5e-4, 1024, 160, {"data.sampler": "meta", "data.meta_rate": 1e-3}),  # 20 x 8 shares
+    "cifar100-lt-crt": (0.1, 5e-4, 512, 105, {"data.sampler": "class-balanced"}),  # 2,000 steps of 19 an epoch
+    "cifar100-lt-lws": (0.1, 5e-4, 512, 105, {"head.name": "lws"}),
     "imagenet-lt-crt": (0.4, 5e-4, 512, 10, {"data.sampler": "class-balanced"}),
     "imagenet-lt-ride-resnet10": (0.1, 2e-4, 512, 120, {"criterion.temperature_factor": 0.02}),
     "imagenet-lt-ride-resnet50": (0.1, 2e-4, 256, 100, {"optimizer.milestones": (60, 80)}),

@@ -77,9 +77,10 @@ def test_reported_numbers_stand_with_their_source(comparison_folder):
             ["relation.num_heads", "relation.official_replace"],
         ),
         ({"trainer.epochs": 30, "optimizer.lr": 0.2}, ["optimizer.lr", "trainer.epochs"]),
-        ({"primary": "accuracy"}, ["primary"]),
+        ({"primary": "accuracy", "trainer.select": "best", "data.val_fraction": 0.02}, []),
+        ({"data.train_list": "lists/train.txt", "data.val_list": "lists/val.txt", "data.test_list": "lists/t.txt"}, []),
         ({"select_on": "test", "trainer.select": "best", "primary": "accuracy"}, []),
-        ({"trainer.select": "best"}, ["trainer.select"]),
+        ({"trainer.select": "early-stopping", "data.val_fraction": 0.2}, ["data.val_fraction", "trainer.select"]),
     ],
 )
 def test_reported_numbers_stand_only_beside_the_recipe_they_belong_to(comparison, changes, fields):

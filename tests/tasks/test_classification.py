@@ -130,14 +130,17 @@ def test_replicas_relate_their_own_part_of_the_batch(official, attend):
     related = [whole._related(z[part], batch.target[part], 0)[-len(part) :] for part in parts]
     torch.testing.assert_close(rows[-8:], torch.cat(related))
     assert len(rows) == (8 if official == "official_replace" else 16)
-    with pytest.raises(InvalidInput, match=r"`relation\.official_replicas` \(2\) makes the set .* smaller"):
-        make(relation__official_replicas=2, relation__memory=9)
+    for other in ({"relation__memory": 9}, {"relation__relate_at_test": True}, {"relation__gather": True}):
+        with pytest.raises(InvalidInput, match=r"`relation\.official_replicas` \(2\) makes the set .* smaller"):
+            make(relation__official_replicas=2, **other)
 
 
-def test_the_official_sum_is_twice_the_mean():
+def test_the_official_sum_is_the_loss_of_the_related_stream_and_that_of_the_plain_one():
     batch = make_batch()
-    mean, both = (step(make(relation__official_sum=official).train(), batch) for official in (False, True))
-    torch.testing.assert_close(both, 2 * mean)
+    task = make(relation__official_sum=True).train()
+    logits = copy.deepcopy(task).head(copy.deepcopy(task)._related(task.backbone(batch.image), batch.target, 0))
+    plain, related = (nn.functional.cross_entropy(part, batch.target) for part in (logits[:12], logits[12:]))
+    torch.testing.assert_close(step(task, batch), related + plain)
 
 
 def test_all_variants_of_a_seed_start_from_the_same_backbone_and_head():

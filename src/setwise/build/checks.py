@@ -48,10 +48,11 @@ def check(recipe: Recipe) -> None:
             f"`relation.attend` {relation.attend} chooses neighbours by their labels, which a test has not: it cannot "
             "go with relation.relate_at_test."
         )
-    if relation.official_replicas > 1 and (relation.gather or relation.memory):
+    if relation.official_replicas > 1 and (relation.gather or relation.memory or relation.relate_at_test):
         raise InvalidInput(
-            f"`relation.official_replicas` ({relation.official_replicas}) makes the set that the relation sees "
-            "smaller, relation.gather and relation.memory make it larger: take one of them."
+            f"`relation.official_replicas` ({relation.official_replicas}) makes the set that the relation sees in "
+            "training smaller, relation.gather and relation.memory make it larger, and relation.relate_at_test relates "
+            "a whole test batch: take one of them."
         )
     if relation.memory and relation.attend not in ("all", "uniform"):
         raise InvalidInput(

@@ -16,6 +16,9 @@ OF_THE_MACHINE = (
     "seed",
     "num_seeds",
     "data.root",
+    "data.train_list",
+    "data.val_list",
+    "data.test_list",
     "data.num_workers",
     "data.cache",
     "trainer.accelerator",
@@ -62,18 +65,20 @@ def reported_of(plan: Plan) -> tuple[Reported, ...]:
 def departures(plan: Plan) -> list[str]:
     """Fields ("group.field") in which a run of the plan differs from the recipe of its name, tuned ones among them.
 
-    What makes the arms does not count, nor where and how often the recipe runs, nor a choice on the test part. Empty
-    for a name that no recipe has.
+    What makes the arms does not count, nor where and how often the recipe runs, nor that its best epoch is chosen, on
+    validation or on test, nor a smaller part that is held out. Empty for a name that no recipe has.
     """
     known = RECIPES.get(plan.recipe.name)
     if known is None:
         return []
     then = flat(known)
-    # Published numbers were chosen on test, so a run that does so is nearer to them, not farther.
-    of_the_choice = ("select_on", "primary", "trainer.select") if plan.recipe.select_on == "test" else ()
+    # Published numbers are of the best epoch, chosen on test or on images beside all that are trained on, so a run that
+    # does so is nearer to them, not farther. A metric that is watched changes nothing else; stopping early would.
+    nearer = ["select_on", "primary", *["trainer.select"] * (plan.recipe.trainer.select == "best")]
+    nearer += ["data.val_fraction"] * (plan.recipe.data.val_fraction <= known.data.val_fraction)
     found = []
     for field, value in flat(plan.recipe).items():
-        if field in (*NOT_SAID, *OF_THE_MACHINE, *OF_THE_ARMS, *of_the_choice):
+        if field in (*NOT_SAID, *OF_THE_MACHINE, *OF_THE_ARMS, *nearer):
             continue
         tuned = [arm.settings[field] for arm in plan.arms if field in arm.settings]
         if any(one != then[field] for one in (value, *tuned)):

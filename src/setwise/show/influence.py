@@ -88,8 +88,9 @@ def measure(path: Path, recipe: Recipe, *, part: str = "test", batches: int | No
         )
     task.criterion.set_epoch(recipe.trainer.epochs - 1)  # class weights that come late have come
     order = generator(recipe.seed, "shuffled", 0)
-    if recipe.data.sampler == "meta":  # whose steps relate what is drawn from a batch
-        recipe = recipe.override({"data.batch_size": recipe.data.batch_size // recipe.data.meta_pool})
+    # The learned sampler's steps relate what is drawn from a batch, replicas a share of it each.
+    shares = recipe.data.meta_pool if recipe.data.sampler == "meta" else recipe.relation.official_replicas
+    recipe = recipe.override({"data.batch_size": max(1, recipe.data.batch_size // shares)})
     size = min(recipe.data.batch_size, len(getattr(splits, part)))
     found = influence(
         _features(task, build_loader(recipe, splits, part, mixed=True), size, batches),
