@@ -77,8 +77,20 @@ def test_the_example_of_the_readme_runs_as_it_stands(tmp_path, monkeypatch):
     assert torch.equal(plain.eval()(batch[0]), names["model"](batch[0]))
 
 
+SHOWN = {"query_maps": torch.randn(3, 512, 2, 2), "support_maps": torch.randn(4, 512, 2, 2)}
+SHOWN |= {"support_target": torch.tensor([0, 0, 1, 1])}
+
+
+@pytest.mark.parametrize("page", ["own-loop", "scaling", "reference", "extending", "few-shot"])
+def test_the_code_of_the_page_runs_from_top_to_bottom(page):
+    blocks = re.findall(r"```python\n(.*?)```", (EXAMPLES.parent / "docs" / f"{page}.md").read_text(), re.DOTALL)
+    assert blocks
+    exec("\n".join(blocks), dict(SHOWN) if page == "few-shot" else {})
+
+
 def test_the_code_of_the_page_on_insertion_runs():
     page = (EXAMPLES.parent / "docs" / "insert.md").read_text()
+    assert "```python" in page
     for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
         exec(f"from setwise.nn import insert, remove\n{code}", {})
 

@@ -23,6 +23,7 @@ from setwise.errors import InvalidInput, UnknownName
 from setwise.losses import CRITERIA
 from setwise.models import create_backbone
 from setwise.recipes import RECIPES, Recipe, yaml_file
+from setwise.report import reported_of_variant
 from setwise.tasks import TASKS
 
 FIXTURES = Path(os.environ.get("SETWISE_FIXTURES", Path(__file__).parents[2] / "shared" / "fixtures"))
@@ -193,6 +194,15 @@ def test_settings_are_the_published_ones(name):
     for path, value in others.items():
         group, field = path.split(".")
         assert getattr(getattr(recipe, group), field) == value, path
+
+
+def test_a_run_is_told_the_published_numbers_of_its_own_variant_alone():
+    recipe = RECIPES["imagenet-lt-ride-resnet50"]
+    for variant in ("plain", "related"):
+        lines = reported_of_variant(recipe.as_variant(variant))
+        assert len(lines) == 4
+        assert all(f", {variant}: " in line for line in lines)
+    assert reported_of_variant(recipe.as_variant("control")) == []
 
 
 def test_numbers_of_replaced_features_stand_beside_recipes_that_replace_them():

@@ -233,6 +233,14 @@ def test_the_command_ends_with_the_status_of_a_terminated_one(tmp_path, monkeypa
     assert capsys.readouterr().err == "setwise: Stopped by SIGTERM at the end of epoch 3; continue with --resume.\n"
 
 
+def test_the_command_ends_with_the_status_of_an_interrupted_one(tmp_path, monkeypatch):
+    def interrupted(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "fit", interrupted)
+    assert main(["train", "digits-lt", "--out", str(tmp_path / "run")]) == 130
+
+
 def test_every_part_with_a_state_has_it_in_the_checkpoint(tmp_path):
     parts = {}
 

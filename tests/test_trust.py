@@ -123,17 +123,24 @@ def test_a_network_of_ones_own_is_measured_on_coco(trust, coco, tmp_path, capsys
     assert line["deletion_curve"][0] == pytest.approx(line["probability"], abs=1e-5)
 
 
-@pytest.mark.skipif(not DATA.is_dir(), reason=f"no data sets in {DATA}")
-def test_real_sets_of_these_layouts_make_scenes(trust):
-    for listed in DATA.glob("*/annotations/instances_val2017.json"):
-        scenes = trust["scenes"].coco(listed.parents[1], count=4, side=64)
-        assert 0 < len(scenes) <= 4
-        assert all(0.02 <= float(scene.inside.float().mean()) <= 0.7 for scene in scenes)
-    for listed in DATA.glob("*fewshot/train.csv"):
-        found = trust["scenes"].read_photographs(listed.parent)
-        held = torch.bincount(found.held_out_target, minlength=found.num_classes)
-        assert bool((held > 0).all())
-        assert len(trust["scenes"].grids(found, count=2, side=64)) == 2
+def found_below(pattern):
+    skipped = pytest.param(None, marks=pytest.mark.skip(reason=f"no {pattern} below {DATA}"))
+    return sorted(DATA.glob(pattern)) or [skipped]
+
+
+@pytest.mark.parametrize("listed", found_below("*/annotations/instances_val2017.json"), ids=str)
+def test_real_pictures_with_boxes_make_scenes(trust, listed):
+    scenes = trust["scenes"].coco(listed.parents[1], count=4, side=64)
+    assert 0 < len(scenes) <= 4
+    assert all(0.02 <= float(scene.inside.float().mean()) <= 0.7 for scene in scenes)
+
+
+@pytest.mark.parametrize("listed", found_below("*fewshot/train.csv"), ids=str)
+def test_real_photographs_make_grids(trust, listed):
+    found = trust["scenes"].read_photographs(listed.parent)
+    held = torch.bincount(found.held_out_target, minlength=found.num_classes)
+    assert bool((held > 0).all())
+    assert len(trust["scenes"].grids(found, count=2, side=64)) == 2
 
 
 def test_what_is_missing_is_said_before_anything_runs(trust, tmp_path, capsys):

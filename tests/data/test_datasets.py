@@ -5,8 +5,10 @@ from dataclasses import fields
 from pathlib import Path
 
 import fakes
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from setwise.data import DATASETS, Split, Splits, make_loader
 from setwise.data.dataset import count_classes
@@ -92,10 +94,19 @@ def test_group_counts_do_not_depend_on_what_validation_takes(case, splits):
         assert torch.equal(other.group_counts, splits.group_counts)
 
 
-def test_images_targets_and_names_go_together(splits):
+def test_images_targets_and_names_go_together(case, splits):
+    _, options = case
     for split in parts(splits).values():
         assert len(split.images) == len(split.target) == len(split.names) == len(split)
         assert split.target.dtype in (torch.int64, torch.float32)
+        for place, file in enumerate(split.names):
+            path = Path(options.get("root") or ".") / file
+            if not path.is_file():
+                continue  # an image of an archive, or of another folder than the root
+            shown = torch.from_numpy(np.asarray(Image.open(path).convert("RGB"))).permute(2, 0, 1)
+            assert torch.equal(split.images[place].expand_as(shown), shown)
+            if path.parent.name in splits.class_names and split.target.ndim == 1:
+                assert splits.class_names[int(split.target[place])] == path.parent.name
 
 
 def test_loading_twice_with_one_seed_is_the_same(case, splits):

@@ -75,6 +75,7 @@ def test_published_lists_are_as_the_table_of_known_sets_says(name):
     if not folder.is_dir():
         pytest.skip(f"no {folder}")
     for one in check_lists(known, root=None, lists=folder):
+        assert (one.file is None) == (not (folder / known.files[one.part]).is_file())
         if one.file is None:
             assert "is not there" in one.problems[0]
         else:

@@ -217,6 +217,15 @@ def test_an_inserted_relation_is_recorded_and_the_output_stays_the_same(relation
 
 def test_recorded_maps_are_those_of_each_relation_in_its_place():
     model = insert(tiny.vit(), "batchformer-v2", at=[0, 2], shared=False).eval()
+    passed = {}
+    for number in (0, 2):
+        model.blocks[number].register_forward_hook(lambda block, args, out, n=number: passed.update({n: out}))
     with record_attention(model) as maps:
         model(tiny.images(B))
-    assert [len(found) for found in maps.values()] == [1, 1]
+    assert list(maps) == ["setwise_relation.0", "setwise_relation.1"]
+    for name, number in zip(maps, (0, 2), strict=True):
+        with record_attention(model.get_submodule(name)) as alone:
+            model.get_submodule(name)(passed[number])
+        [expected] = alone[""]
+        [found] = maps[name]
+        torch.testing.assert_close(found, expected)
