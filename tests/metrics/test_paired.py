@@ -105,7 +105,10 @@ def test_without_image_effects_the_interval_is_that_of_the_paired_t_test():
 
 
 def shrunken_effects_by_loops(difference, strata):
-    """From the definition: class means off, noise between seeds measured, image effects shrunk by its share."""
+    """From the definition: class means off, noise between seeds measured, image effects shrunk by its share.
+
+    No more noise counts than the seeds can hold, by the upper limit of their variance.
+    """
     num_seeds, num_images = difference.shape
     rest = np.zeros_like(difference)
     for s in range(num_seeds):
@@ -118,7 +121,9 @@ def shrunken_effects_by_loops(difference, strata):
         effects[n] = np.mean(rest[:, n])
         noise += np.var(rest[:, n], ddof=1)
         total += effects[n] ** 2
-    return effects * math.sqrt(max(0.0, 1 - noise / (num_seeds * total)))
+    limit = (num_seeds - 1) / stats.chi2.ppf(0.01, num_seeds - 1)
+    held = limit * np.var([sum(row) for row in difference], ddof=1) / num_seeds
+    return effects * math.sqrt(max(0.0, 1 - min(noise / num_seeds, held) / total))
 
 
 @pytest.mark.parametrize("noise_sd", [0.0, 0.01, 0.05], ids=["no noise", "noise", "noise alone"])
@@ -140,6 +145,19 @@ def test_interval_equals_a_plain_loop_bootstrap(noise_sd):
     ours = paired_interval(difference, np.zeros_like(difference), strata)
     assert ours.estimate == pytest.approx(estimate)
     assert (ours.low, ours.high) == pytest.approx((low, high), abs=0.05 * (high - low))
+
+
+@pytest.mark.parametrize("num_seeds", [2, 3])
+def test_seeds_that_agree_by_chance_on_few_images_are_no_certainty(num_seeds):
+    """Every seed wins one image of ten, each another one: their differences are equal, and nothing is known."""
+    strata = np.repeat([0, 1], 10)
+    difference = np.zeros((num_seeds, 20))
+    for seed in range(num_seeds):
+        difference[seed, seed] = 0.1
+    found = paired_interval(difference, np.zeros_like(difference), strata)
+    assert found.estimate == pytest.approx(0.1)
+    assert found.low < 0 < found.high
+    assert found.p > 0.05
 
 
 def test_width_is_that_of_the_true_standard_error_when_there_are_many_seeds_and_images():

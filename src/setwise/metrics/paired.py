@@ -10,7 +10,10 @@ and from every class as many effects as it has images are drawn with replacement
 The differences of the seeds already hold what neither seed nor image explains, the noise of one seed at one image; but
 the effects hold it, too, since they average few seeds. To count it once, they are first shrunk by
 ``sqrt(max(0, 1 - V / (S * T)))``, where ``V`` is the variance of that noise and ``T`` the variance of the effects, both
-summed over the images: what is left is the variance that the images themselves explain. Drawing seeds and images
+summed over the images: what is left is the variance that the images themselves explain. ``V / S`` counts for no more
+than the variance that the mean over the seeds can have by their differences (its upper 99 % limit): seeds that happen
+to agree, as on few test images they may, would take the part of the images away and leave an interval of no width where
+nothing is known. Drawing seeds and images
 crosswise from the table (the pigeonhole bootstrap) counts the noise up to three times (Owen), and no plain resampling
 of a table is right for noise and effects at once (McCullagh).
 
@@ -57,6 +60,7 @@ __all__ = ["Interval", "contributions", "instance_contributions", "paired_interv
 CHUNK = 1 << 16  # images drawn at a time: their random numbers, indices and effects, 1.5 MB, stay in the cache
 RESOLVED = 10  # resamples beyond 0 from which their count is p: its relative error is then below 1 / sqrt(10)
 SMALLEST = 1e-12  # p: no fitted tail is to be trusted further out
+UNLIKELY = 0.01  # that seeds differ by less than the noise that they hold lets expect
 HALVINGS = 50  # of the logarithm of p: all its digits
 ROUNDING = 1e-9  # standard error over difference, below which nothing varies but the last digits
 
@@ -245,6 +249,8 @@ def _image_effects(
     difference: Float64[np.ndarray, "s n"], strata: Shaped[np.ndarray, "n"]
 ) -> tuple[Float64[np.ndarray, "n"], Shaped[np.ndarray, "n"], Shaped[np.ndarray, "n"]]:
     """Shrunken effects of the images, class by class and sorted within; where each one's class starts; its size."""
+    from scipy.special import chdtri
+
     num_seeds = len(difference)
     _, label = np.unique(strata, return_inverse=True)
     size = np.bincount(label)  # [K]
@@ -252,9 +258,10 @@ def _image_effects(
     rest *= np.sqrt(size / np.maximum(size - 1, 1))[label]  # deviations from the mean of few are too small
     effects = rest.mean(0)
     noise = ((rest - effects) ** 2).sum() / (num_seeds - 1) / num_seeds
+    held = _seed_part(difference.sum(1))[0] ** 2 * (num_seeds - 1) / chdtri(num_seeds - 1, 1 - UNLIKELY)
     total = (effects**2).sum()
     if total > 0:
-        effects *= math.sqrt(max(0.0, 1 - noise / total))
+        effects *= math.sqrt(max(0.0, 1 - min(noise, held) / total))
     first = np.cumsum(size) - size  # [K]
     return effects[np.lexsort((effects, label))], np.repeat(first, size), np.repeat(size, size).astype(float)
 
