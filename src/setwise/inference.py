@@ -78,8 +78,7 @@ def predict(
         inputs: images and folders of images.
         top_k: classes per image.
         adjusted: add the logit adjustment that validation chose, as the adjusted metrics do.
-        batch_size: images at a time; predictions do not depend on it, unless the run relates at test time, or a
-            few-shot run takes the moments of an episode.
+        batch_size: images at a time; predictions do not depend on it, unless the run relates at test time.
         support: of a few-shot run: a folder with a few images of each class, ``support/<class>/``.
 
     Returns:

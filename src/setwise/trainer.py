@@ -62,7 +62,7 @@ def make_trainer(
             accelerator=part.accelerator,
             devices=devices,
             num_nodes=num_nodes,
-            strategy="ddp" if devices * num_nodes > 1 else "auto",
+            strategy=_strategy(recipe, devices * num_nodes),
             precision=part.precision,  # type: ignore[arg-type]
             max_epochs=part.epochs,
             max_steps=part.max_steps or -1,
@@ -101,6 +101,13 @@ def meet_again(accelerator: str, environment: Mapping[str, str] = os.environ) ->
         rank=int(environment["RANK"]),
         world_size=world,
     )
+
+
+def _strategy(recipe: Recipe, processes: int) -> str:
+    """A few-shot trunk may have weights behind its map, of a norm before the pool that nobody calls, say."""
+    if processes == 1:
+        return "auto"
+    return "ddp_find_unused_parameters_true" if recipe.task == "few-shot" else "ddp"
 
 
 def _callbacks(recipe: Recipe, folder: RunFolder, *, shown: bool) -> list[Callback]:

@@ -122,6 +122,10 @@ def test_autocast_does_not_reach_the_cosines():
     with torch.autocast("cpu", torch.bfloat16):
         got = criterion.contrast(LOGITS, TARGET, **features)
     assert torch.equal(got, criterion.contrast(LOGITS, TARGET, **features))
+    one, other = torch.randn(2, 6, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = nt_xent(one, other, temperature=0.1)
+    assert torch.equal(got, nt_xent(one, other, temperature=0.1))
 
 
 def test_keys_get_no_gradient_and_everything_else_does():

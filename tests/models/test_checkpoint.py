@@ -54,6 +54,22 @@ def test_a_pool_that_was_put_in_is_put_in_again_with_its_queries_and_heads(tmp_p
         assert not read.training
 
 
+def test_two_classifiers_have_as_many_classes_as_one(tmp_path):
+    name = "deit_tiny_distilled_patch16_224"
+    options = {"embed_dim": 16, "depth": 1, "num_heads": 2, "img_size": 32}
+    model = timm.create_model(name, num_classes=5, **options).eval()
+    torch.save(model.state_dict(), tmp_path / "w.pt")
+    images = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(create_trained(name, tmp_path / "w.pt", options=options)(images), model(images))
+
+
+def test_what_wraps_a_network_is_taken_off_whosever_it_is(tmp_path):
+    model = PatchConvNet(**SMALL, num_classes=6).eval()
+    torch.save({f"_orig_mod.{name}": value for name, value in model.state_dict().items()}, tmp_path / "w.pt")
+    read = create_trained("patchconvnet_s60", tmp_path / "w.pt", options=SMALL)
+    torch.testing.assert_close(read(IMAGES), model(IMAGES))
+
+
 def test_a_file_of_another_network_is_not_loaded_in_part(tmp_path):
     torch.save(PatchConvNet(**SMALL, num_classes=6).state_dict(), tmp_path / "w.pt")
     with pytest.raises(InvalidInput, match=r"not of patchconvnet_s60: of its tensors 13 missing \(blocks\.1\.gamma"):

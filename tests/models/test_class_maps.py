@@ -131,6 +131,13 @@ def test_rollout_is_what_loops_over_layers_and_tokens_give(pool):
     assert not any(block.attn.attn_drop._forward_hooks for block in model.blocks)
 
 
+def test_rollout_refuses_attention_whose_rows_do_not_sum_to_one():
+    layer = {"attn_layer": "diff", "img_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}
+    model = timm.models.VisionTransformer(**layer, num_classes=3)
+    with pytest.raises(InvalidInput, match=r"one map a head, but the layers .* make 4 of 2 heads: differential"):
+        rollout(model, torch.randn(1, 3, 8, 8))
+
+
 def test_rollout_takes_vision_transformers_alone():
     swin = timm.create_model("swin_tiny_patch4_window7_224", img_size=64, depths=(1, 1), num_heads=(1, 1), embed_dim=8)
     for model in (resnet(), swin, nn.Sequential(AttentionPool(8))):

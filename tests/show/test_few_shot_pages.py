@@ -11,12 +11,13 @@ from setwise.show.patches import COLOURS
 from setwise.show.support import STRONGEST, Attended, support_figure
 
 
-def attended(weights):
+def attended(weights, highest=None):
     places, images = weights.shape[:2]
     return Attended(
         query=np.zeros((8, 8, 3)),
         support=np.zeros((images, 8, 8, 3)),
         weights=weights,
+        highest=weights.max((1, 2, 3)) if highest is None else highest,
         places=((0, 0), (3, 2))[:places],
         grid=(4, 4),
         label=0,
@@ -36,6 +37,14 @@ def test_opacity_over_a_support_image_is_the_weight_over_the_highest_of_all_imag
     for panel, picture in zip((first, second), expected, strict=True):
         np.testing.assert_allclose(panel.images[0].get_array(), picture, atol=1e-6)
     assert (first.get_title(), second.get_title()) == ("weight 80 %", "weight 20 %")
+
+
+def test_a_place_that_looks_at_an_image_that_is_not_shown_is_faint_on_those_that_are():
+    weights = np.zeros((1, 1, 2, 2), dtype=np.float32)
+    weights[0, 0, 0, 0] = 0.01
+    _, shown = support_figure(attended(weights, highest=np.array([0.5], dtype=np.float32))).axes
+    strongest = shown.images[0].get_array().max()
+    np.testing.assert_allclose(strongest, STRONGEST * 0.02 * max(to_rgb(COLOURS[0])), rtol=1e-5)
 
 
 def test_places_of_the_query_have_their_colours():

@@ -145,6 +145,7 @@ def test_metrics_are_mean_and_interval_over_episodes():
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        ({"backbone.pool": "attention"}, r"`backbone\.pool` \(attention\) makes one vector of a map"),
         ({"head.name": "linear"}, "needs --head.name cross-transformer or prototypical, but it is linear"),
         ({"relation.name": "batchformer"}, r"`relation.name` \(batchformer\) must be none"),
         ({"data.batch_size": 32}, r"`data.batch_size` \(32\) means nothing to episodes"),

@@ -162,6 +162,11 @@ def _check(recipe: Recipe) -> None:
             f"`relation.name` ({recipe.relation.name}) must be none in a few-shot recipe: who attends to whom is the "
             "head's business (--head.name)."
         )
+    if recipe.backbone.pool != "own":
+        raise InvalidInput(
+            f"`backbone.pool` ({recipe.backbone.pool}) makes one vector of a map, and a few-shot head compares maps: "
+            "leave it out."
+        )
     if recipe.backbone.frozen:
         raise InvalidInput("`backbone.frozen` is a classifier's; freeze a few-shot trunk by --episodes.freeze-trunk.")
     if recipe.contrast != schema.Contrast():

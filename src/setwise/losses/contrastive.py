@@ -47,7 +47,8 @@ def nt_xent(
         )
     _check_above_zero(temperature=temperature)
     views = F.normalize(torch.cat([full(one), full(other)]))
-    similarity = views @ views.T / temperature  # [2N, 2N]
+    with torch.autocast(views.device.type, enabled=False):  # cosines over 0.1 lose too much in half precision
+        similarity = views @ views.T / temperature  # [2N, 2N]
     similarity = similarity.masked_fill(_itself(similarity), -torch.inf)
     partner = torch.arange(len(views), device=views.device).roll(len(one))
     return F.cross_entropy(similarity, partner, reduction="none")

@@ -52,10 +52,10 @@ def create_trained(
     if queries and not any(isinstance(module, AttentionPool) for module in model.modules()):
         attention_pooling(model, num_queries=queries[0].shape[1], num_heads=pool_heads)
     own = model.state_dict()
+    candidates = without_prefixes(state)
     if isinstance(model, PatchConvNet):
-        state = checkpoint_filter_fn(state, model)
-    else:
-        state = max(without_prefixes(state), key=lambda candidate: len(own.keys() & candidate.keys()))
+        candidates = [checkpoint_filter_fn(candidate, model) for candidate in candidates]
+    state = max(candidates, key=lambda candidate: len(own.keys() & candidate.keys()))
     _check_fit(state, own, f"{weights} is not of {name}")
     model.load_state_dict(state, strict=True)
     return model.eval()
@@ -65,10 +65,11 @@ def _number_of_classes(state: Mapping[str, Tensor], name: str) -> int | None:
     """Rows of the classifier, which is one layer or, in official networks with a query a class, one a class."""
     cfg = get_pretrained_cfg(name, allow_unregistered=True)
     layer = getattr(cfg, "classifier", None) or "fc"
-    layers = [layer] if isinstance(layer, str) else layer
-    pattern = "|".join(rf"(?:^|\.){re.escape(each)}(?:\.\d+)?\.weight$" for each in layers)
-    rows = [value.shape[0] for key, value in state.items() if re.search(pattern, key)]
-    return sum(rows) or None
+    for each in [layer] if isinstance(layer, str) else layer:  # the others, of distilled networks, have as many
+        pattern = rf"(?:^|\.){re.escape(each)}(?:\.\d+)?\.weight$"
+        if rows := [value.shape[0] for key, value in state.items() if re.search(pattern, key)]:
+            return sum(rows)
+    return None
 
 
 def _check_fit(state: Mapping[str, Tensor], own: Mapping[str, Tensor], what: str) -> None:

@@ -38,9 +38,10 @@ class FeatureMap(nn.Module):
         x = self.backbone.forward_features(image)  # type: ignore[operator]
         if isinstance(x, Tensor) and x.dim() == 4:
             return x.permute(0, 3, 1, 2) if getattr(self.backbone, "output_fmt", "NCHW") == "NHWC" else x
-        if isinstance(x, Tensor) and x.dim() == 3 and hasattr(self.backbone, "patch_embed"):
+        size_of = getattr(getattr(self.backbone, "patch_embed", None), "dynamic_feat_size", None)
+        if isinstance(x, Tensor) and x.dim() == 3 and size_of is not None:
             patches = x[:, getattr(self.backbone, "num_prefix_tokens", 0) :]  # [B, hw, C]
-            height, width = self.backbone.patch_embed.dynamic_feat_size(image.shape[-2:])  # type: ignore[operator,union-attr]
+            height, width = size_of(image.shape[-2:])
             if patches.shape[1] == height * width:
                 return patches.transpose(1, 2).unflatten(2, (height, width))
         raise InvalidInput(

@@ -51,6 +51,12 @@ def rollout(model: nn.Module, images: Float[Tensor, "B c H W"]) -> Float[Tensor,
             hook.remove()
     prefix, (height, width) = int(getattr(model, "num_prefix_tokens", 0)), sizes[0]
     number = prefix + height * width
+    heads = [getattr(layer, "num_heads", None) for layer in layers]
+    if len(weights) == len(layers) and [w.shape[1] for w in weights] != heads:
+        raise InvalidInput(
+            f"Attention rollout needs one map a head, but the layers of {type(model).__name__} make "
+            f"{weights[0].shape[1]} of {heads[0]} heads: differential attention has no weights that sum to 1."
+        )
     if len(weights) != len(layers) or any(w.shape[-2:] != (number, number) for w in weights):
         raise InvalidInput(
             f"Attention rollout needs every layer to relate the same {number} tokens, but those of "

@@ -43,7 +43,9 @@ class Attended:
     query: Float[np.ndarray, "H W 3"]
     support: Float[np.ndarray, "n H W 3"]
     weights: Float[np.ndarray, "P n h w"]
-    """Those of each place sum to 1 over the class's images and their locations."""
+    """Those of each place sum to 1 over the class's images and their locations, also over those not kept here."""
+    highest: Float[np.ndarray, "P"]
+    """The largest weight of each place, over all images of the class."""
     places: tuple[tuple[int, int], ...]
     """Row and column in the query's map."""
     grid: tuple[int, int]
@@ -101,13 +103,14 @@ def attend(
         with record_attention(task, positions=chosen) as found:
             logits = task(batch.support, batch.support_target, asked)
     label = int(batch.query_target[query])
-    weights = next(iter(found.values()))[label]  # [P, n, h, w]; one query, classes in label order
+    weights = found["head"][label]  # [P, n, h, w]; one query, classes in label order
     order = weights.sum((0, 2, 3)).argsort(descending=True)[:most]
     images = batch.support[batch.support_target == label][order]
     return Attended(
         query=_picture(asked, model.mean, model.std)[0],
         support=_picture(images, model.mean, model.std),
         weights=weights[:, order].numpy(),
+        highest=weights.amax((1, 2, 3)).numpy(),
         places=chosen,
         grid=(grid[0], grid[1]),
         label=label,
@@ -135,9 +138,8 @@ def support_figure(attended: Attended) -> Figure:
     right = attended.label == attended.predicted
     axes[0].imshow(_marked(attended))
     axes[0].set_title(f"query: {attended.name}" + ("" if right else ", scored as another class"), fontsize=8)
-    highest = attended.weights.max((1, 2, 3))  # [P], over all images of the class, so that these can be compared
     for number, (panel, picture) in enumerate(zip(axes[1:], attended.support, strict=True)):
-        panel.imshow(_covered(picture, attended.weights[:, number] / highest[:, None, None]))
+        panel.imshow(_covered(picture, attended.weights[:, number] / attended.highest[:, None, None]))
         share = 100 * attended.weights[:, number].sum((1, 2))
         panel.set_title("weight " + ", ".join(f"{part:.0f}" for part in share) + " %", fontsize=8)
     for panel in axes:

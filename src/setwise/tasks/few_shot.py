@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -109,7 +110,8 @@ class FewShot(L.LightningModule):
     @property
     def _of_the_episode(self) -> bool:
         """Whether what the trunk makes of an image depends on the episode that it stands in."""
-        return self.trunk.training or (self.test_moments == "support" and not self.freeze_trunk)
+        without = any(isinstance(m, _BatchNorm) and m.running_mean is None for m in self.trunk.modules())
+        return self.trunk.training or without or (self.test_moments == "support" and not self.freeze_trunk)
 
     def _maps(self, image: Tensor, num_support: int) -> Tensor:
         if self._of_the_episode:
