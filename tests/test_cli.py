@@ -176,7 +176,7 @@ def test_other_images_are_tested_by_the_names_or_numbers_of_their_folders(traine
     assert f"{100 * expected['accuracy']:.1f}" in capsys.readouterr().out
 
 
-def test_a_relation_at_test_does_not_see_other_images_class_by_class(trained_on_images, monkeypatch):
+def test_a_relation_at_test_does_not_see_other_images_class_by_class(trained_on_images, tmp_path, monkeypatch):
     from setwise import inference
 
     seen = []
@@ -189,6 +189,10 @@ def test_a_relation_at_test_does_not_see_other_images_class_by_class(trained_on_
         told = recipe.override({"relation.relate_at_test": relate, "data.batch_size": 5})
         evaluate_folder(trained_on_images / "run", trained_on_images / "data" / "test", recipe=told)
     assert [(options["mixed"], options["batch_size"]) for options in seen] == [(False, 5), (True, 5)]
+    copy = shutil.copytree(trained_on_images / "run", tmp_path / "run")
+    yaml_file.write(recipe.override({"relation.relate_at_test": True}), copy / "recipe.yaml")
+    inference.predict(copy, [trained_on_images / "data" / "test"])
+    assert seen[-1]["mixed"]
 
 
 def test_other_images_of_other_classes_are_a_sentence(trained_on_images, tmp_path, capsys):

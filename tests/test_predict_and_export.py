@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -83,6 +84,17 @@ def test_predict_agrees_with_the_test(trained, tmp_path):
         expected = [model.class_names[k] for k in task(image).argmax(1)]
     with (tmp_path / "out.csv").open() as file:
         assert [row["class_1"] for row in csv.DictReader(file)] == expected
+
+
+def test_predict_spells_out_a_name_that_is_no_text(trained_on_images, tmp_path):
+    image = next((trained_on_images / "data").rglob("owl/*.png"))
+    odd = os.fsdecode(b"caf\xe9.png")
+    try:
+        shutil.copy(image, tmp_path / odd)
+    except OSError:
+        pytest.skip("this file system takes no such name")
+    assert main(["predict", str(trained_on_images / "run"), str(tmp_path / odd), "--out", str(tmp_path / "p.csv")]) == 0
+    assert (tmp_path / "p.csv").read_text(encoding="utf-8").splitlines()[1].startswith(f"{tmp_path}/caf\\xe9.png,")
 
 
 def test_predict_names_an_image_it_cannot_read(trained_on_images, tmp_path, capsys):

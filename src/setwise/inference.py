@@ -1,6 +1,7 @@
 """Predict with a trained run: images in, names and probabilities out, or metrics where folders name the classes."""
 
 import csv
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -99,8 +100,9 @@ def predict(
     if adjusted and task.multi_label:
         raise InvalidInput("--adjusted corrects class bias where one class excludes another; here it does not.")
     paths = find_images(inputs)
+    loader = _loader(_as_split(paths, model), model, recipe, batch_size=batch_size)
     with _fitting(batch_size), on_accelerator(task, recipe):
-        scores = scores_of(task, _loader(_as_split(paths, model), model, recipe, batch_size=batch_size))["scores"]
+        scores = scores_of(task, loader)["scores"]
     if adjusted:
         scores = adjust(scores, task.counts, model.tau)
     probabilities = scores.sigmoid() if task.multi_label else scores.softmax(1)
@@ -191,12 +193,9 @@ def evaluate_folder(
         raise DataError(f"There is no image in the class folders of {folder}.")
     target = torch.tensor([label[name] for name in folders for _ in folders[name]])
     split = replace(_as_split(paths, model), target=target)
-    # Folders come class by class: predictions that depend on the batch must not have one that is all of one class.
-    mixed = recipe.relation.relate_at_test and not recipe.relation.memory
+    loader = _loader(split, model, recipe, batch_size=for_evaluation(recipe).data.batch_size)
     with explained(recipe, Path(run)), on_accelerator(task, recipe):
-        scores = scores_of(
-            task, _loader(split, model, recipe, batch_size=for_evaluation(recipe).data.batch_size, mixed=mixed)
-        )
+        scores = scores_of(task, loader)
     metrics = task.metrics(scores["scores"], scores["target"], tau=model.tau) | task.further_metrics(scores)
     return metrics, class_table(task, model.class_names, scores, model.tau)
 
@@ -238,11 +237,16 @@ def write_csv(predictions: Sequence[Prediction], path: Path | None) -> None:
         raise RunError(f"{path} cannot be written: {error.strerror}.") from error
 
 
+def _as_text(path: str) -> str:
+    """A path that is no text, as files of other systems may have, with its bytes spelt out."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
 def _write_rows(predictions: Sequence[Prediction], file: TextIO) -> None:
     ranks = range(1, len(predictions[0].classes) + 1)
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(["path", *(column for rank in ranks for column in (f"class_{rank}", f"probability_{rank}"))])
-    writer.writerows([p.path, *_interleave(p)] for p in predictions)
+    writer.writerows([_as_text(p.path), *_interleave(p)] for p in predictions)
 
 
 def _interleave(prediction: Prediction) -> Iterator[object]:
@@ -251,7 +255,7 @@ def _interleave(prediction: Prediction) -> Iterator[object]:
         yield f"{probability:.6f}"
 
 
-def _loader(split: Split, model: Model, recipe: Recipe, *, batch_size: int, mixed: bool = False) -> Loader:
+def _loader(split: Split, model: Model, recipe: Recipe, *, batch_size: int) -> Loader:
     return make_loader(
         split,
         batch_size=batch_size,
@@ -260,7 +264,8 @@ def _loader(split: Split, model: Model, recipe: Recipe, *, batch_size: int, mixe
         std=model.std,
         seed=recipe.seed,
         train=False,
-        mixed=mixed,
+        # Folders come class by class: predictions that depend on the batch must not have one that is all of one class.
+        mixed=recipe.relation.relate_at_test and not recipe.relation.memory,
         num_classes=len(model.class_names),
         way_out="Repair it or leave it out.",
     )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from setwise.data import Splits
+from setwise.data import Split, Splits
 from setwise.errors import DataError, RunError
 from setwise.metrics import TAUS, adjust, per_class_accuracy, predictions_over_taus
 from setwise.nn.gather import gather_objects
@@ -43,7 +43,7 @@ class Model:
         """What the training data says about the network."""
         size = splits.train.image_size
         if size is None:
-            height, size = splits.train.images[0].shape[-2:]
+            height, size = _first_readable(splits.train).shape[-2:]
             if height != size:
                 raise DataError(f"The images are {size} x {height} pixels: name a square with --data.image-size.")
         return cls(
@@ -54,6 +54,16 @@ class Model:
             std=list(splits.std),
             image_size=size,
         )
+
+
+def _first_readable(split: Split) -> Tensor:
+    """An image of the part; what is to be done about others is the loader's business."""
+    for place in range(len(split)):
+        try:
+            return split.images[place]
+        except DataError as error:
+            problem = error
+    raise problem
 
 
 @torch.inference_mode()

@@ -1,5 +1,6 @@
 import os
 import sys
+from pathlib import Path
 
 import fakes
 import pytest
@@ -90,6 +91,29 @@ def test_a_ring_of_links_shows_every_image_once(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_a_part_that_is_a_link_to_another_is_told(tmp_path):
+    fakes.write("image-folder", tmp_path, "train-val")
+    (tmp_path / "test").symlink_to("val")
+    splits = load(root=str(tmp_path), seed=0)
+    number = len(splits.val)
+    assert len(splits.test) == number
+    assert any(note.startswith(f"Images both in val and in test: {number} (as ") for note in splits.notes)
+
+
+def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch):
+    fakes.write("image-folder", tmp_path)
+    walk = os.walk
+
+    def refused(folder, onerror=None, **options):
+        if Path(folder).name == "owl":
+            onerror(PermissionError(13, "Permission denied", str(folder)))
+        return walk(folder, onerror=onerror, **options)
+
+    monkeypatch.setattr(os, "walk", refused)
+    with pytest.raises(DataError, match=r"owl cannot be read: Permission denied"):
+        load(root=str(tmp_path), seed=0)
+
+
 def test_a_class_folder_whose_name_is_no_text_is_refused(tmp_path):
     fakes.write_classes(tmp_path, {"cat": 3, "dog": 3})
     os.mkdir(os.fsencode(tmp_path) + b"/caf\xe9")

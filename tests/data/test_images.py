@@ -28,6 +28,13 @@ def test_16_bit_images_keep_their_upper_8_bits(tmp_path):
     assert torch.equal(decode(tmp_path / "image.png"), torch.from_numpy(GREY).expand(3, -1, -1))
 
 
+@pytest.mark.parametrize("kind", [np.float32, np.int32])
+def test_pixels_of_32_bits_are_refused_rather_than_black(tmp_path, kind):
+    Image.fromarray((GREY / 255).astype(kind)).save(tmp_path / "image.tif")
+    with pytest.raises(DataError, match=r"image.tif cannot be read as an image \(its pixels are numbers of 32 bits"):
+        decode(tmp_path / "image.tif")
+
+
 def test_a_palette_with_transparency_converts_without_a_warning(tmp_path, recwarn):
     image = Image.fromarray(GREY).convert("P")
     image.info["transparency"] = bytes(range(256))

@@ -47,7 +47,7 @@ def build_episode_data(recipe: Recipe) -> dict[str, FewShotSplits]:
     _check(recipe)
     data = recipe.data
     data_set = choose(data.name, FEW_SHOT, "few-shot data set")
-    if data.name == META_DATASET.name and data.root is not None and find_sources(Path(data.root)):
+    if data.name == META_DATASET.name and data.root is not None and find_sources(Path(data.root).expanduser()):
         sets = load_sources(data.root, image_size=data.image_size, cache=data.cache)
     else:
         sets = {data.name: load_data(recipe, data_set.name, data_set.load, unused=SERVED_BY_THE_LOADER)}

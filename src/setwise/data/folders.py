@@ -36,8 +36,16 @@ def existing_root(root: str | None, *, data_set: str) -> Path:
 
 
 def list_classes(folder: Path) -> list[Path]:
-    """Subfolders that are not hidden, in alphabetical order."""
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    """Subfolders that are not hidden, in alphabetical order.
+
+    Raises:
+        DataError: if the folder cannot be read.
+    """
+    try:
+        return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    except PermissionError as error:
+        _unreadable(error)
+        raise
 
 
 def is_image(name: str) -> bool:
@@ -56,7 +64,7 @@ def visible_files(folder: Path) -> Iterator[Path]:
     A folder to which several links lead is read once, so that a ring of links ends.
     """
     seen = {_identity(folder)}
-    for place, folders, files in os.walk(folder, followlinks=True):
+    for place, folders, files in os.walk(folder, onerror=_unreadable, followlinks=True):
         new = []
         for name in sorted(folders):
             if not name.startswith(".") and (found := _identity(os.path.join(place, name))) not in seen:
@@ -64,6 +72,10 @@ def visible_files(folder: Path) -> Iterator[Path]:
                 seen.add(found)
         folders[:] = new
         yield from (Path(place, name) for name in files if not name.startswith("."))
+
+
+def _unreadable(error: OSError) -> None:
+    raise DataError(f"{error.filename} cannot be read: {error.strerror}.") from error
 
 
 def _identity(folder: str | Path) -> tuple[int, int] | str:

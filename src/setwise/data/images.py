@@ -52,7 +52,8 @@ opens the file, which is most of the work for small images (32 px: twice as slow
 def decode(path: str | os.PathLike[str]) -> UInt8[Tensor, "3 h w"]:
     """Read an image file as 8-bit RGB.
 
-    Grey, palette and CMYK images are converted, 16-bit images keep their upper 8 bits, transparency is dropped.
+    Grey, palette and CMYK images are converted, 16-bit images keep their upper 8 bits, transparency is dropped. Pixels
+    stay as they are stored: a camera's note on how to turn them (EXIF) is not followed, as in the field's loaders.
 
     Raises:
         DataError: if the file is missing or is no readable image.
@@ -76,7 +77,13 @@ def decode_from(source: str | os.PathLike[str] | io.BytesIO, name: object) -> UI
 
 
 def to_rgb(image: Image.Image) -> np.ndarray:
-    """A Pillow image as a fresh ``[H, W, 3]`` array."""
+    """A Pillow image as a fresh ``[H, W, 3]`` array.
+
+    Raises:
+        DataError: if its pixels are numbers of 32 bits, whose range no file says.
+    """
+    if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
+        raise DataError("its pixels are numbers of 32 bits, whose range nobody says: save it with 8 or 16")
     if image.mode.startswith("I"):  # 16-bit grey, which Pillow itself would clip at 255 instead of scaling
         wide = np.asarray(image).astype(np.int64).clip(0, 2**16 - 1)
         return np.repeat((wide >> 8).astype(np.uint8)[:, :, None], 3, axis=2)

@@ -176,13 +176,21 @@ def as_splits(
 
 
 def shared_images(listings: Mapping[str, Listing]) -> tuple[str, ...]:
-    """Notes on images that are in two parts, which only lists can bring about."""
+    """Notes on images that are in two parts, which lists and links can bring about."""
     notes = []
-    for (one, first), (other, second) in combinations(listings.items(), 2):
-        shared = set(first.paths) & set(second.paths)
+    files = {part: _files(listing.paths) for part, listing in listings.items()}
+    for (one, first), (other, second) in combinations(files.items(), 2):
+        shared = first & second
         if shared:
             notes.append(f"Images both in {one} and in {other}: {len(shared)} (as {min(shared)}).")
     return tuple(notes)
+
+
+def _files(paths: Sequence[Path]) -> set[Path]:
+    """What the paths lead to; each folder is looked up once."""
+    folders = {folder: folder.resolve() for folder in {path.parent for path in paths}}
+    places = (folders[path.parent] / path.name for path in paths)
+    return {place.resolve() if place.is_symlink() else place for place in places}
 
 
 def stack(images: list[Tensor]) -> StackedImages | ListedImages:
