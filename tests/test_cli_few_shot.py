@@ -171,6 +171,7 @@ class TestRank:
             "more shots": {"episodes.n_shot": 7},
             "mine": {"data.name": "class-folders", "data.root": str(tmp_path / "cats")},
             "yours": {"data.name": "class-folders", "data.root": str(tmp_path / "dogs")},
+            "records": {"data.name": "meta-dataset", "data.root": str(tmp_path / "aircraft")},
         }.items():
             runs.append(str(tmp_path / name))
             shutil.copytree(folder.path, runs[-1])
@@ -182,6 +183,7 @@ class TestRank:
             ["omniglot 2-way 7-shot"],
             ["cats 2-way 1-shot"],
             ["dogs 2-way 1-shot"],
+            ["aircraft 2-way 1-shot"],
         ]
 
     def test_bad_input_is_a_sentence(self, tmp_path, capsys):

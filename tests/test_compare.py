@@ -10,6 +10,7 @@ import fakes
 import numpy as np
 import pytest
 
+from setwise.cli import main
 from setwise.cli.verbs import _tuned
 from setwise.compare import TUNING_SEED, compare, make_plan
 from setwise.errors import InvalidInput, RunError, SetwiseError, Stopped, UnknownName
@@ -134,6 +135,13 @@ def test_what_would_make_the_arms_incomparable_is_not_tuned(name):
 def test_nothing_is_tuned_on_test():
     with pytest.raises(InvalidInput, match="nothing is tuned on test: leave out --tune or --select-on test"):
         make_plan(TINY.override({"select_on": "test"}), tune={"optimizer.lr": [0.1, 0.2]})
+
+
+def test_tuning_shares_no_seed_with_the_comparison_and_names_a_field_once(capsys):
+    with pytest.raises(InvalidInput, match="Tuning has the seed 100000 to itself"):
+        make_plan(TINY.override({"seed": 99_999, "num_seeds": 2}), tune={"optimizer.lr": [0.1, 0.2]})
+    assert main(["compare", "digits-lt", "--tune", "optimizer.lr=0.1", "optimizer.lr=0.2"]) == 2
+    assert "--tune names each field once, with all its values: optimizer.lr." in capsys.readouterr().err
 
 
 def test_tuning_gives_every_arm_the_same_grid_on_seeds_of_its_own(tmp_path):

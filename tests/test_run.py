@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from safetensors.torch import load_file
 
 from setwise import run
 from setwise.build import build_data, build_loader
-from setwise.errors import DataError, MissingFile, RunError
+from setwise.errors import DataError, InvalidInput, MissingFile, RunError
 from setwise.metrics import TAUS, classification_metrics
 from setwise.recipes import RECIPES
 from setwise.report import write_run_report
@@ -255,6 +256,18 @@ def test_images_that_are_no_squares_need_a_size(tmp_path):
     recipe = recipe.override(recipe.smoke | {"data.root": str(tmp_path / "data"), "data.image_size": None})
     with pytest.raises(DataError, match=r"24 x 16 pixels: name a square with --data\.image-size"):
         fit(recipe, tmp_path / "run")
+
+
+def test_a_group_without_a_test_image_is_no_primary_metric(tmp_path):
+    fakes.write("image-folder", tmp_path / "data", "train-val-test")
+    options = {"data.root": str(tmp_path / "data"), "data.image_size": 8, "groups.by": "rank", "groups.many": 1}
+    recipe = RECIPES["image-folder"].override(options | {"groups.few": 1, "primary": "adjusted_many"})
+    recipe = recipe.override({"backbone.name": "digits_cnn", "backbone.options": {"width": 4}})
+    run.rehearse(recipe, say=lambda text: None)
+    counts = {path: len(list(path.iterdir())) for path in (tmp_path / "data" / "train").iterdir()}
+    shutil.rmtree(tmp_path / "data" / "test" / max(counts, key=counts.get).name)
+    with pytest.raises(InvalidInput, match=r"`primary` \(adjusted_many\) is of classes of which the test part has no"):
+        run.rehearse(recipe, say=lambda text: None)
 
 
 def test_a_part_without_images_is_noticed_before_training(tmp_path):

@@ -96,6 +96,8 @@ def make_plan(recipe: Recipe, *, attend: Sequence[str] = (), tune: Mapping[str, 
     arms = [Arm("plain", "plain", {}), Arm("control", "control", {}), Arm("related", "related", {})]
     arms += [Arm(f"related-{kind}", "related", {"relation.attend": kind}) for kind in kinds[1:]]
     seeds = tuple(range(recipe.seed, recipe.seed + recipe.num_seeds))
+    if tune and TUNING_SEED in seeds:
+        raise InvalidInput(f"Tuning has the seed {TUNING_SEED} to itself: take seeds of the comparison without it.")
     return Plan(recipe, tuple(arms), seeds, {name: list(values) for name, values in (tune or {}).items()})
 
 
@@ -207,7 +209,12 @@ def _tune(plan: Plan, root: Path, workers: int | None, progress: Progress, say: 
 
 def _validation(job: Job) -> float:
     with np.load(RunFolder(job.folder).predictions, allow_pickle=False) as saved:
-        return float(saved[f"val_{job.recipe.primary}"])
+        if (name := f"val_{job.recipe.primary}") not in saved:
+            raise RunError(
+                f"Nothing can be tuned by {job.recipe.primary}: the validation part has no image of its classes. "
+                "Choose another metric with --primary."
+            )
+        return float(saved[name])
 
 
 def _silent(name: str, done: float) -> None:

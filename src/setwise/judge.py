@@ -9,6 +9,7 @@ the primary, and the classes. One family of both would let a data set of many cl
 """
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -193,9 +194,15 @@ def judge(root: str | Path) -> Comparison:
         curves=tuple(_curve(name, arm) for name, arm in runs.items() if "predicted" in arm.files[0]),
         verdict=verdict(found[primary_key], many, lower_is_better=lower_is_better(plan.recipe.primary)),
         seconds=sum(line["seconds"] for arm in runs.values() for line in arm.lines),
-        versions=first["versions"],
-        commit=first["commit"],
+        versions=_all_of([line["versions"] for arm in runs.values() for line in arm.lines]),
+        commit=_all_of([{"commit": line["commit"]} for arm in runs.values() for line in arm.lines])["commit"],
     )
+
+
+def _all_of(versions: Sequence[Mapping[str, str | None]]) -> dict[str, str]:
+    """Package -> its version, or all of them where a comparison was resumed after an update."""
+    names = dict.fromkeys(name for of_run in versions for name in of_run)
+    return {name: " and ".join(filter(None, dict.fromkeys(run.get(name) for run in versions))) for name in names}
 
 
 def _read_runs(plan: Plan, root: Path, arm: Arm) -> _Runs:
@@ -205,6 +212,11 @@ def _read_runs(plan: Plan, root: Path, arm: Arm) -> _Runs:
         if not folder.complete:
             raise RunError(f"{folder.path} is not complete; `setwise compare {root} --resume` finishes it.")
         lines.append(read_lines(folder.results)[-1])
+        if lines[-1]["primary"] != plan.recipe.primary:
+            raise RunError(
+                f"{folder.path} was trained with {lines[-1]['primary']} as its primary metric, which is fixed before "
+                f"the first run; recipe.yaml of {root} now has {plan.recipe.primary}: put the old one back."
+            )
         with np.load(folder.predictions, allow_pickle=False) as saved:
             files.append({name: saved[name] for name in saved.files})
     if any(not np.array_equal(file["target"], files[0]["target"]) for file in files):

@@ -186,7 +186,20 @@ def _classifying(recipe: Recipe, say: Say) -> _Classifying:
         part: build_loader(recipe if part == "train" else for_evaluation(recipe), splits, part) for part in PARTS
     }
     task = _classification(recipe, model, say, teacher=_teacher_of(recipe, model, drawn=splits.val_by_seed))
+    for part in ("test", *["val"] * (recipe.trainer.select != "last")):
+        _check_primary(recipe, task, getattr(splits, part).target, part)
     return _Classifying(recipe, task, loaders, notes, model)
+
+
+def _check_primary(recipe: Recipe, task: Classification, target: Tensor, part: str) -> None:
+    """Refuse a group of classes as the primary metric where a part has no image of it."""
+    group = task.groups.get(recipe.primary.removeprefix("adjusted_"))
+    shown = target.new_zeros(0) if group is None else group.long()[target] if target.dim() == 1 else target[:, group]
+    if group is not None and not bool(shown.any()):
+        raise InvalidInput(
+            f"`primary` ({recipe.primary}) is of classes of which the {part} part has no image: bring some, or choose "
+            "another metric with --primary."
+        )
 
 
 def _of_another_seed(recipe: Recipe, *, drawn: bool) -> tuple[str, ...]:

@@ -79,6 +79,10 @@ def test_sentences_give_points_with_the_interval_and_the_number_of_seeds():
     assert verdict(interval(-0.02, -0.03, -0.01), None).sentence == (
         "Loss: -2.0 points (95 % interval -3.0 to -1.0, 50 seeds)."
     )
+    assert verdict(interval(0.0004, 0.0001, 0.0007), None).sentence == (
+        "Gain: +0.04 points (95 % interval +0.01 to +0.1, 50 seeds)."
+    )
+    assert "worse by 0.53 points, more than the 0.5 that" in verdict(primary, interval(-0.0053, -0.02, 0.0)).sentence
     assert "one seed" in verdict(interval(0.02, math.nan, math.nan, num_seeds=1), None).sentence
 
 

@@ -10,7 +10,7 @@ from html_pages import Page, is_self_contained
 from rich.console import Console
 
 from setwise.cli.options import parse_with_recipe
-from setwise.errors import MissingFile
+from setwise.errors import MissingFile, RunError
 from setwise.judge import judge
 from setwise.metrics import holm
 from setwise.recipes import RECIPES
@@ -18,6 +18,7 @@ from setwise.report import comparison_page, comparison_table, selection_warning,
 from setwise.report.method import how_judged
 from setwise.report.parts import command
 from setwise.report.wording import P_LEGEND, interval, percent, points
+from setwise.run_folder import RunFolder
 
 ALL_PARTS = ["Metrics", "How it was judged", "Who is learned from", "Classes", "Confusion, related - control"]
 ALL_PARTS += ["Tuning", "Training", "Make it again"]
@@ -137,6 +138,31 @@ def test_classes_run_from_many_to_few_with_their_differences(html, comparison):
     differences = {found.metric: found.interval for found in comparison.classes}
     for row in rows:
         assert row[7] == interval(differences[row[0]])
+
+
+def test_what_single_runs_had_to_say_stands_with_their_names(comparison_folder):
+    root = comparison_folder(num_seeds=2, images_per_class=3, notes=("a tenth is held out",))
+    run = RunFolder(judge(root).plan.folder(root, judge(root).plan.arms[2], 1))
+    run.environment.write_text(json.dumps({"notes": ["a tenth is held out", "3 steps were left out"]}))
+    page = write_report(judge(root), root).read_text(encoding="utf-8")
+    assert page.count("a tenth is held out") == 1
+    assert "related, seed 1: 3 steps were left out" in page
+
+
+def test_runs_of_two_versions_are_all_named_and_another_primary_metric_is_refused(comparison_folder):
+    root = comparison_folder(num_seeds=2, images_per_class=3)
+    plan = judge(root).plan
+    results = RunFolder(plan.folder(root, plan.arms[1], 1)).results
+    line = json.loads(results.read_text())
+    results.write_text(json.dumps(line | {"commit": "abc", "versions": line["versions"] | {"torch": "9.9"}}) + "\n")
+    found = judge(root)
+    assert found.commit is not None
+    assert found.commit.endswith("abc")
+    assert found.versions["torch"].endswith(" and 9.9")
+    recipe = root / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace(f"primary: {plan.recipe.primary}", "primary: accuracy"))
+    with pytest.raises(RunError, match=r"was trained with .* as its primary metric, which is fixed before"):
+        judge(root)
 
 
 def test_the_diagonal_of_the_confusion_is_the_difference_of_each_class(html, comparison):

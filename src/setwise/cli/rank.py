@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from setwise.cli.options import parse
-from setwise.data.few_shot import CLASS_FOLDERS
+from setwise.data.few_shot import CLASS_FOLDERS, META_DATASET
 from setwise.errors import InvalidInput
 from setwise.recipes import Recipe, yaml_file
 from setwise.run_folder import RunFolder, read_lines
@@ -64,17 +64,17 @@ def _measured(folder: RunFolder) -> dict[str, tuple[float, float]]:
     metrics: Mapping[str, float] = read_lines(folder.require(folder.results, "result"))[-1]["metrics"]
     several = [name.removeprefix(ACCURACY) for name in metrics if name.startswith(ACCURACY)]
     if several:
-        return {data: (metrics[ACCURACY + data], metrics[INTERVAL + data]) for data in several}
-    return {_column(recipe): (metrics["accuracy"], metrics["accuracy_interval"])}
+        return {_column(data, recipe): (metrics[ACCURACY + data], metrics[INTERVAL + data]) for data in several}
+    name = recipe.data.name
+    if name in (CLASS_FOLDERS.name, META_DATASET.name) and recipe.data.root is not None:
+        name = Path(recipe.data.root).expanduser().resolve().name  # such folders hold any data
+    return {_column(name, recipe): (metrics["accuracy"], metrics["accuracy_interval"])}
 
 
-def _column(recipe: Recipe) -> str:
-    """What was measured: folders of one layout hold any data, and episodes of a fixed form are another test."""
-    name, episodes = recipe.data.name, recipe.episodes
-    if name == CLASS_FOLDERS.name and recipe.data.root is not None:
-        name = Path(recipe.data.root).resolve().name
-    fixed = {"way": episodes.n_way, "shot": episodes.n_shot}
-    return " ".join([name, *(f"{number}-{what}" for what, number in fixed.items() if number is not None)])
+def _column(data: str, recipe: Recipe) -> str:
+    """What was measured: episodes of a fixed form are another test."""
+    fixed = {"way": recipe.episodes.n_way, "shot": recipe.episodes.n_shot}
+    return " ".join([data, *(f"{number}-{what}" for what, number in fixed.items() if number is not None)])
 
 
 def _reported(runs: Sequence[Path]) -> dict[str, dict[str, float]]:

@@ -282,7 +282,10 @@ def _plan(name: str, recipe: Recipe, options: _Compare) -> "tuple[Plan | None, P
 
     if options.seeds is not None:
         recipe = recipe.override({"num_seeds": options.seeds})
-    plan = make_plan(recipe, attend=options.attend, tune=dict(map(_tuned, options.tune)))
+    tune = [_tuned(text) for text in options.tune]
+    if len(twice := {name for name, _ in tune}) < len(tune):
+        raise InvalidInput(f"--tune names each field once, with all its values: {', '.join(sorted(twice))}.")
+    plan = make_plan(recipe, attend=options.attend, tune=dict(tune))
     return plan, options.out or fresh_folder(RUNS, f"compare-{recipe.name}")
 
 

@@ -138,8 +138,9 @@ def _by_group(values: Float64[Tensor, "k"], groups: Mapping[str, Bool[Tensor, "k
 def _calibration_error(scores: Tensor, target: Tensor) -> float:
     from torchmetrics.functional.classification import multiclass_calibration_error
 
-    # Rounding may leave a probability just above 1; torchmetrics would then take all of them for logits.
-    probabilities = scores.double().softmax(1).clamp(0, 1)
+    # Rounding may leave a probability just above 1; torchmetrics would then take all of them for logits. It would put a
+    # 1 into a bin of its own, so the largest is the float32 below.
+    probabilities = scores.double().softmax(1).clamp(0, 1 - 2**-24)
     error = multiclass_calibration_error(
         probabilities, target, num_classes=scores.shape[1], n_bins=NUM_BINS, norm="l1", validate_args=False
     )

@@ -83,12 +83,13 @@ def verdict(
     if many.estimate < -tolerance:
         return Verdict(
             "trade-off",
-            f"Trade-off, not a gain: {numbers}, but many-shot accuracy is worse by {100 * -many.estimate:.1f} points, "
-            f"more than the {100 * tolerance:.1f} that a gain may cost.",
+            f"Trade-off, not a gain: {numbers}, but many-shot accuracy is worse by {100 * -many.estimate:.2g} points, "
+            f"more than the {100 * tolerance:g} that a gain may cost.",
         )
     return Verdict("gain", f"Gain: {numbers}; many-shot accuracy {_points(many.estimate)} points.")
 
 
 def _points(fraction: float) -> str:
-    """Percentage points with sign: -0.0 is a little below zero, and zero itself +0.0."""
-    return f"{100 * fraction + 0.0:+.1f}"
+    """Percentage points with sign, a second decimal for what would be no more than 0.0; zero itself is +0.0."""
+    small = 0.005 <= abs(100 * fraction) < 0.05
+    return f"{100 * fraction + 0.0:+.2f}" if small else f"{100 * fraction + 0.0:+.1f}"

@@ -3,8 +3,10 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
+from typing import Any
 
-from setwise.judge import Comparison, Difference
+from setwise.judge import Comparison, Difference, Plan
 from setwise.metrics import lower_is_better
 from setwise.report.figures import comparison_figure, save_png, svg
 from setwise.report.literature import reported_lines
@@ -66,7 +68,7 @@ def write_report(comparison: Comparison, root: Path) -> Path:
         _classes(comparison, rows),
         _confusion(comparison, rows, root),
         _tuning(root, comparison.plan.recipe.primary),
-        curves_part(_folders(comparison, root), comparison.plan.recipe.primary),
+        curves_part(_folders(comparison, root), comparison.plan.recipe),
         _again(comparison, root),
     )
     path = root / "report.html"
@@ -206,8 +208,20 @@ def _again(comparison: Comparison, root: Path) -> Html | None:
         "versions": ", ".join(f"{name} {version}" for name, version in comparison.versions.items()),
         "commit of setwise": comparison.commit or "none (installed from a package)",
     }
-    first = plan.folder(root, plan.arms[0], plan.seeds[0])  # the data says the same to every run
-    return recipe_part(root / "recipe.yaml", facts, _command(comparison), recipe.paper, notes=run_notes(first))
+    return recipe_part(root / "recipe.yaml", facts, _command(comparison), recipe.paper, notes=_notes(plan, root))
+
+
+def _notes(plan: Plan, root: Path) -> list[str]:
+    """What every run was told, once, and what some were told (of steps left out, say) with their names."""
+    of_run = {(arm.name, seed): run_notes(plan.folder(root, arm, seed)) for arm in plan.arms for seed in plan.seeds}
+    common = set.intersection(*map(set, of_run.values()))
+    own = [f"{arm}, seed {seed}: {n}" for (arm, seed), notes in of_run.items() for n in notes if n not in common]
+    return [*(note for note in next(iter(of_run.values())) if note in common), *own]
+
+
+def _written(value: Any) -> str:
+    """A value as --tune reads it."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _command(comparison: Comparison) -> str:
@@ -218,5 +232,5 @@ def _command(comparison: Comparison) -> str:
     if kinds:
         words += ["--attend", *kinds]
     if plan.tune:
-        words += ["--tune", *(f"{name}={','.join(map(str, values))}" for name, values in plan.tune.items())]
+        words += ["--tune", *(quote(f"{name}={','.join(map(_written, v))}") for name, v in plan.tune.items())]
     return " ".join(words)

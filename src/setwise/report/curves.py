@@ -21,14 +21,15 @@ OTHERS = ("#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 """Of arms beyond the three, of the same palette."""
 
 
-def curves_figure(arms: Mapping[str, Curves], primary: str) -> Figure | None:
+def curves_figure(arms: Mapping[str, Curves], primary: str, part: str = "validation") -> Figure | None:
     """One panel a quantity, one line an arm, mean over seeds; None where fewer than two epochs were logged.
 
     Args:
         arms: arm -> quantity -> epoch -> value, from :func:`~setwise.report.records.training_curves`.
-        primary: metric whose validation curve is shown.
+        primary: metric whose curve on the part that selects is shown.
+        part: what this is called.
     """
-    validation = {f"val/{primary}": f"{names_of([])(primary)} in %, validation"}
+    validation = {f"val/{primary}": f"{names_of([])(primary)} in %, {part}"}
     logged = {name for curves in arms.values() for name, curve in curves.items() if len(curve) > 1}
     rows = [
         {name: title for name, title in row.items() if name in logged} for row in (PANELS[0] | validation, PANELS[1])

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import blended_transform_factory
 
 from setwise.judge import Comparison, Curve, Difference
-from setwise.report.wording import ADJUSTED, interval, names_of, points
+from setwise.report.wording import ADJUSTED, interval, names_of, points, selecting_part, selection_warning
 from setwise.run_folder import writing
 
 __all__ = ["COLOURS", "STYLES", "comparison_figure", "plain_axes", "save_png", "svg"]
@@ -53,7 +53,8 @@ def comparison_figure(comparison: Comparison, *, titled: bool = True) -> Figure:
     blocks = _forest_blocks(comparison)
     rows = sum(map(len, blocks)) + len(blocks) * (len(blocks) > 1)
     width = WIDE if curves else NARROW
-    title = textwrap.wrap(comparison.verdict.sentence, int(SENTENCE * width / WIDE)) if titled else []
+    said = " ".join(filter(None, (comparison.verdict.sentence, selection_warning(comparison.plan.recipe))))
+    title = textwrap.wrap(said, int(SENTENCE * width / WIDE)) if titled else []
     head = HEAD + LINE * (len(title) - 1) if titled else UNTITLED
     height = head + FOOT + ROW * max(rows, LEAST_ROWS if curves else 0)
     figure = Figure(figsize=(width, height), dpi=100)
@@ -61,7 +62,7 @@ def comparison_figure(comparison: Comparison, *, titled: bool = True) -> Figure:
     if curves:
         forest, trade = figure.subplots(1, 2, width_ratios=(1.2, 1))
         figure.subplots_adjust(left=0.16, right=0.985, wspace=0.7, **place)
-        _trade_off(trade, curves)
+        _trade_off(trade, curves, selecting_part(comparison.plan.recipe))
     else:
         forest = figure.subplots()
         figure.subplots_adjust(left=0.29, right=0.735, **place)
@@ -226,7 +227,7 @@ def _forest_key(axes: Axes) -> None:
     )
 
 
-def _trade_off(axes: Axes, curves: list[Curve]) -> None:
+def _trade_off(axes: Axes, curves: list[Curve], part: str) -> None:
     plain_axes(axes)
     axes.grid(color="#eeeeee")
     groups = all({"many", "few"} <= set(curve.values) for curve in curves)
@@ -240,17 +241,17 @@ def _trade_off(axes: Axes, curves: list[Curve]) -> None:
     else:
         axes.set_xlabel("strength τ of logit adjustment", fontsize=9, color=FAINT)
         axes.set_ylabel("balanced accuracy in percent", fontsize=9, color=FAINT)
-    _trade_off_key(axes)
+    _trade_off_key(axes, part)
 
 
-def _trade_off_key(axes: Axes) -> None:
+def _trade_off_key(axes: Axes, part: str) -> None:
     """Lines and dots above the axes, where no curve can run through them."""
     look: dict[str, Any] = {"loc": "lower left", "frameon": False, "fontsize": 8.5, "labelcolor": INK, "borderpad": 0}
     look |= {"columnspacing": 1.2, "handletextpad": 0.5}
     lines, arms = axes.get_legend_handles_labels()
     high = 1 + KEY_LINE / axes.bbox.height
     axes.add_artist(axes.legend(lines, arms, ncols=3, bbox_to_anchor=(-0.02, high), handlelength=2.4, **look))
-    for fill, text in (("white", "raw (τ = 0)"), (INK, "mean τ from validation")):
+    for fill, text in (("white", "raw (τ = 0)"), (INK, f"mean τ from {part}")):
         axes.plot([], [], marker="o", color=INK, markerfacecolor=fill, linestyle="none", markersize=6, label=text)
     dots, texts = axes.get_legend_handles_labels()
     axes.legend(dots[len(lines) :], texts[len(lines) :], ncols=2, bbox_to_anchor=(-0.02, 0.995), handlelength=1, **look)

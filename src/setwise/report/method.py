@@ -1,6 +1,6 @@
 """How a comparison was judged, in sentences that fit the comparison at hand."""
 
-from setwise.judge import Comparison
+from setwise.judge import Comparison, Plan
 from setwise.metrics import lower_is_better
 from setwise.metrics.judgement import TOLERANCE
 from setwise.report.wording import ADJUSTED, names_of, selected, selecting_part, selection_warning
@@ -17,9 +17,9 @@ def how_judged(comparison: Comparison) -> list[str]:
         f"The question is what samples learned from each other: the difference related - control in {name}, the one "
         f"primary metric, fixed before the first run together with the number of seeds ({number}).",
         "The control has the parameters and the two streams of the related arm, but each of its samples may attend to "
-        "itself alone. By design its attention has no dropout and its query and key weights are not trained, because "
-        "attention to a single sample has one weight of one. related - plain also holds what the additional parameters "
-        "and the second stream bring.",
+        f"itself alone{_but_for_tuned(comparison.plan)}. By design its attention has no dropout and its query and key "
+        "weights are not trained, because attention to a single sample has one weight of one. related - plain also "
+        "holds what the additional parameters and the second stream bring.",
         _class_bias(comparison),
         _pairing(number),
         "The p value of the primary metric stands as it is; those of all other metrics and pairs of arms are corrected "
@@ -28,6 +28,13 @@ def how_judged(comparison: Comparison) -> list[str]:
         f"It is called a gain only if the primary interval lies {_gain(primary)} and many-shot accuracy is not worse "
         f"by more than {100 * TOLERANCE:.1f} points.",
     ]
+
+
+def _but_for_tuned(plan: Plan) -> str:
+    """Fields in which arms differ because each was tuned."""
+    fields = dict.fromkeys(field for arm in plan.arms for field in arm.settings if field in plan.tune)
+    differ = [field for field in fields if len({str(arm.settings.get(field)) for arm in plan.arms}) > 1]
+    return f"; the arms differ as well in what was tuned for each ({', '.join(differ)})" if differ else ""
 
 
 def _gain(primary: str) -> str:

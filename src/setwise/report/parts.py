@@ -14,7 +14,7 @@ from setwise.report.curves import curves_figure
 from setwise.report.figures import svg
 from setwise.report.markup import Html, details, element, image, linked, section, table
 from setwise.report.records import training_curves
-from setwise.report.wording import signed
+from setwise.report.wording import selecting_part, signed
 
 __all__ = ["NOT_SAID", "command", "curves_part", "flat", "fold", "heat_table", "recipe_part", "verdict_part"]
 
@@ -37,14 +37,15 @@ def fold(rows: Sequence[object], inside: Html, what: str) -> Html:
     return details(f"Show {what} ({len(rows)} rows)", inside) if len(rows) > UNFOLDED else inside
 
 
-def curves_part(folders: dict[str, list[Path]], primary: str) -> Html | None:
+def curves_part(folders: dict[str, list[Path]], recipe: Recipe) -> Html | None:
     """Training curves, if the runs logged any.
 
     Args:
         folders: arm -> its run folders.
-        primary: metric whose validation curve is shown.
+        recipe: whose primary metric is shown on the part that selects.
     """
-    figure = curves_figure({arm: training_curves(paths) for arm, paths in folders.items()}, primary)
+    curves = {arm: training_curves(paths) for arm, paths in folders.items()}
+    figure = curves_figure(curves, recipe.primary, selecting_part(recipe))
     if figure is None:
         return None
     many = max(map(len, folders.values()))

@@ -45,7 +45,7 @@ def write_run_report(root: Path) -> Path:
         _metrics(line["metrics"], primary, selecting_part(recipe), reported_of_variant(recipe)),
         _classes(classes),
         _confusion(folder, classes, adjusted=primary.startswith(ADJUSTED)),
-        curves_part({line["variant"]: [folder.path]}, primary),
+        curves_part({line["variant"]: [folder.path]}, recipe),
         recipe_part(folder.recipe, _facts(line), command("train", recipe), recipe.paper, notes=run_notes(folder.path)),
     )
     path = folder.path / "report.html"
@@ -66,7 +66,8 @@ def _metrics(metrics: dict[str, float], primary: str, part: str, reported: Seque
         said = "Percent, mean over the test episodes. The interval is over episodes of this one trained network."
     if both:
         said += f" Adjusted: class bias taken out by logit adjustment, at the strength that the {part} part prefers."
-    shown = table(heads, rows, marked=[raw.index(primary.removeprefix(ADJUSTED))])
+    name = primary.removeprefix(ADJUSTED)
+    shown = table(heads, rows, marked=[raw.index(name)] if name in raw else [])
     literature = (element("p", linked(line), class_="faint") for line in reported)
     return section("Metrics", shown, element("p", said, class_="faint"), *literature)
 
