@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
+from typing import NoReturn
 
 import torch
 from torchvision.datasets.folder import IMG_EXTENSIONS
@@ -45,7 +46,6 @@ def list_classes(folder: Path) -> list[Path]:
         return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     except PermissionError as error:
         _unreadable(error)
-        raise
 
 
 def is_image(name: str) -> bool:
@@ -74,7 +74,7 @@ def visible_files(folder: Path) -> Iterator[Path]:
         yield from (Path(place, name) for name in files if not name.startswith("."))
 
 
-def _unreadable(error: OSError) -> None:
+def _unreadable(error: OSError) -> NoReturn:
     raise DataError(f"{error.filename} cannot be read: {error.strerror}.") from error
 
 

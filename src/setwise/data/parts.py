@@ -187,10 +187,9 @@ def shared_images(listings: Mapping[str, Listing]) -> tuple[str, ...]:
 
 
 def _files(paths: Sequence[Path]) -> set[Path]:
-    """What the paths lead to; each folder is looked up once."""
+    """Where the paths lead to by links of folders; to look up millions of files would take minutes on a network."""
     folders = {folder: folder.resolve() for folder in {path.parent for path in paths}}
-    places = (folders[path.parent] / path.name for path in paths)
-    return {place.resolve() if place.is_symlink() else place for place in places}
+    return {folders[path.parent] / path.name for path in paths}
 
 
 def stack(images: list[Tensor]) -> StackedImages | ListedImages:

@@ -67,8 +67,7 @@ def gather_ragged(x: Tensor) -> Tensor:
 
 def _shapes(x: Tensor) -> list[tuple[int, ...]]:
     """The shape of what each rank holds."""
-    size = torch.full((MAX_AXES,), -1, device=x.device)
-    size[: x.dim()] = torch.tensor(x.shape)
+    size = torch.tensor([*x.shape, *[-1] * (MAX_AXES - x.dim())], device=x.device)
     sizes = [torch.empty_like(size) for _ in range(dist.get_world_size())]
     dist.all_gather(sizes, size)
     return [tuple(length for length in s.tolist() if length >= 0) for s in sizes]

@@ -193,8 +193,10 @@ class Relate:
 
     def _nobody(self, output: Any) -> Tensor | None:
         """No padding, said with a mask where other processes may have some: all of them must gather alike."""
+        if not getattr(self.relation, "gather", False):
+            return None
         tokens = output if isinstance(output, Tensor) else output[0]
-        if not getattr(self.relation, "gather", False) or tokens.dim() != 3:
+        if not isinstance(tokens, Tensor) or tokens.dim() != 3:
             return None
         samples = len(tokens) if self._one_stream() else len(tokens) // 2
         return torch.zeros(samples, tokens.shape[1], dtype=torch.bool, device=tokens.device)
