@@ -118,6 +118,20 @@ def test_halves_are_normalised_in_float32():
     assert torch.isfinite(y).all()
 
 
+def test_a_trunk_that_is_run_again_in_the_backward_pass_is_refused():
+    import timm
+
+    trunk = timm.create_model("test_resnet", num_classes=0).train()
+    trunk.set_grad_checkpointing()
+    with (
+        pytest.raises(InvalidInput, match=r"switch it off \(set_grad_checkpointing\(False\)\)"),
+        support_moments(trunk, S),
+    ):
+        pass
+    with support_moments(trunk.eval(), S):
+        assert trunk(torch.randn(S, 3, 32, 32)).isfinite().all()
+
+
 def test_a_support_set_without_images_is_refused():
     with pytest.raises(InvalidInput, match=r"`num_support` \(0\) must be at least 1"), support_moments(nn.ReLU(), 0):
         pass

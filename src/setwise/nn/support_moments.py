@@ -29,7 +29,8 @@ def support_moments(trunk: nn.Module, num_support: int, *, running: bool = True)
         running: whether the running averages take in these moments in training; not those of images that no test shows.
 
     Raises:
-        InvalidInput: if there is no support image.
+        InvalidInput: if there is no support image, or a trunk in training recomputes its layers (gradient
+            checkpointing).
 
     Source: Doersch et al., CrossTransformers, NeurIPS 2020, arXiv:2007.11498, and Meta-Dataset's code of batch
     normalisation for support and query.
@@ -43,6 +44,11 @@ def support_moments(trunk: nn.Module, num_support: int, *, running: bool = True)
     """
     if num_support < 1:
         raise InvalidInput(f"`num_support` ({num_support}) must be at least 1: moments need images.")
+    if trunk.training and any(getattr(module, "grad_checkpointing", False) for module in trunk.modules()):
+        raise InvalidInput(
+            "Gradient checkpointing runs the trunk again in the backward pass, where the moments of the support images "
+            "are gone: switch it off (set_grad_checkpointing(False))."
+        )
     norms = [
         module
         for module in trunk.modules()
