@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from setwise.data import Split, Splits
-from setwise.errors import DataError, RunError
+from setwise.errors import DataError, InvalidInput, RunError
 from setwise.metrics import TAUS, adjust, per_class_accuracy, predictions_over_taus
 from setwise.nn.gather import gather_objects
 from setwise.recipes import Recipe
@@ -37,6 +37,18 @@ class Model:
     image_size: int
     tau: float = 0.0
     """Strength of logit adjustment that validation chose."""
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that do not fit each other."""
+        lengths = {len(self.class_names), len(self.counts), len(self.group_counts)}
+        whole = (
+            len(lengths) == 1 and 0 not in lengths and all(0 <= n < 2**53 for n in (*self.counts, *self.group_counts))
+        )
+        if not (whole and self.mean and len(self.mean) == len(self.std) and 0 < self.image_size < 2**31):
+            raise InvalidInput(
+                "a network has a name and two counts for each of its classes, a mean and a deviation for each channel, "
+                "and an image size above 0"
+            )
 
     @classmethod
     def of(cls, splits: Splits) -> "Model":

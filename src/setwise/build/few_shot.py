@@ -150,7 +150,7 @@ def _head(part: schema.Head, dim: int) -> nn.Module:
 def _check(recipe: Recipe) -> None:
     """Refuse what would run, and be something else than it looks like."""
     check_numbers(recipe)
-    episodes, data = recipe.episodes, recipe.data
+    data = recipe.data
     if recipe.task != "few-shot":
         raise InvalidInput(f"{recipe.name} is a {recipe.task} recipe, which has no episodes.")
     if recipe.head.name not in ("cross-transformer", "prototypical"):
@@ -191,6 +191,11 @@ def _check(recipe: Recipe) -> None:
                 f"`data.{name}` ({getattr(data, name)}) means nothing to episodes, of which each is a training step; "
                 "their size is set by --episodes.n-way and its like."
             )
+    _check_episodes(recipe)
+
+
+def _check_episodes(recipe: Recipe) -> None:
+    episodes = recipe.episodes
     for name in ("train", "val", "test"):
         if getattr(episodes, name) < 1:
             raise InvalidInput(f"`episodes.{name}` must be at least 1, but it is {getattr(episodes, name)}.")
