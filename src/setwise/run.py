@@ -21,7 +21,7 @@ from setwise.build import Say, build_data, build_episode_data, build_loader
 from setwise.checkpoints import OutOfReach, read_checkpoint
 from setwise.data import Loader
 from setwise.episodes import episode_metrics, score_sets
-from setwise.errors import InvalidInput, RunError
+from setwise.errors import RunError
 from setwise.explained import explained
 from setwise.guards import NoNumber, Unreadable
 from setwise.launch import is_first
@@ -97,24 +97,14 @@ def _fit(
     if folder.complete:
         say(f"{folder.path} is complete already; nothing to do.")
         return read_lines(folder.results)[-1], folder
-    earlier = 0.0  # seconds of the stage before
     _quiet()
-    ready = recipe
-    if (before := stage_before(recipe)) is not None:
-        if not RunFolder(folder.before).complete:
-            rehearse(recipe, say=say_nothing)  # what is wrong with the last stage is said before the first
-            if first:
-                _write_head(folder, recipe, ())
-        say(f"Before {recipe.name}: {before.name}, in {folder.before}.")
-        line, made = _fit(before, folder.before, resume=True, progress=progress, say=say, callbacks=callbacks)
-        earlier = line["seconds"]
-        starts = {"backbone.weights": str(made.weights)}
-        ready = recipe.override(starts if recipe.before.use == "start" else {"criterion.teacher": str(made.path)})
+    before = stage_before(recipe)
+    ready, earlier = recipe, 0.0
+    if before is not None:
+        ready, earlier = _after(before, recipe, folder, progress=progress, say=say, callbacks=callbacks)
     start = time.monotonic()
     work = make_work(ready, say)
     task, loaders = work.task, work.loaders
-    if recipe.trainer.channels_last:
-        task.to(memory_format=torch.channels_last)
     timer = Timer()  # a checkpoint has its state, so it knows of the time before a crash
     unreadable = Unreadable({part: loader for part, loader in loaders.items() if isinstance(loader, Loader)})
     trainer = make_trainer(recipe, folder, progress=progress, callbacks=(unreadable, timer, *callbacks), say=say)
@@ -146,6 +136,20 @@ def _fit(
             seconds = earlier + _before_resuming(timer) + time.monotonic() - start
             line = work.write(folder, scores, seconds=seconds)
     return trainer.strategy.broadcast(line), folder
+
+
+def _after(
+    before: Recipe, recipe: Recipe, folder: RunFolder, *, progress: bool, say: Say, callbacks: tuple[Callback, ...]
+) -> tuple[Recipe, float]:
+    """Train the stage before; the recipe that goes on from it, and the seconds it took."""
+    if not RunFolder(folder.before).complete:
+        rehearse(recipe, say=say_nothing)  # what is wrong with the last stage is said before the first
+        if is_first():
+            _write_head(folder, recipe, ())
+    say(f"Before {recipe.name}: {before.name}, in {folder.before}.")
+    line, made = _fit(before, folder.before, resume=True, progress=progress, say=say, callbacks=callbacks)
+    starts = {"backbone.weights": str(made.weights)} if recipe.before.use == "start" else None
+    return recipe.override(starts or {"criterion.teacher": str(made.path)}), line["seconds"]
 
 
 def _ready_for_evaluation(task: nn.Module, trainer: L.Trainer) -> None:
@@ -236,11 +240,7 @@ def evaluate(
                 return episode_metrics(score_sets(few_shot, loaders)), []
     task, model = load_classification(folder, recipe)
     splits = build_data(recipe)
-    if list(splits.class_names) != model.class_names:
-        raise InvalidInput(
-            f"{path} was trained on {len(model.class_names)} classes ({', '.join(model.class_names[:3])} ...), but the "
-            f"data has {len(splits.class_names)} ({', '.join(splits.class_names[:3])} ...)."
-        )
+    model.check_classes(splits, path)
     with explained(recipe, Path(path)), on_accelerator(task, recipe):
         scores = scores_of(task, build_loader(for_evaluation(recipe), splits, part))
     return (

@@ -5,6 +5,7 @@ import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -66,6 +67,15 @@ class Model:
             std=list(splits.std),
             image_size=size,
         )
+
+    def check_classes(self, splits: Splits, path: str | Path) -> None:
+        """Refuse data of other classes than those of the run in ``path``, which this describes."""
+        if list(splits.class_names) != self.class_names:
+            raise InvalidInput(
+                f"{path} was trained on {len(self.class_names)} classes ({', '.join(self.class_names[:3])} ...), but "
+                f"the data has {len(splits.class_names)} ({', '.join(splits.class_names[:3])} ...): name the folder "
+                "that it was trained on."
+            )
 
 
 def _first_readable(split: Split) -> Tensor:

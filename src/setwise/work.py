@@ -166,6 +166,8 @@ def make_work(recipe: Recipe, say: Say) -> Work:
         )
     work = _episodic(recipe, say) if recipe.task == "few-shot" else _classifying(recipe, say)
     choose(recipe.primary, work.task.metric_names, "metric (primary)")
+    if recipe.trainer.channels_last:
+        work.task.to(memory_format=torch.channels_last)
     return work
 
 

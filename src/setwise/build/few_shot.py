@@ -195,6 +195,7 @@ def _check(recipe: Recipe) -> None:
 
 
 def _check_episodes(recipe: Recipe) -> None:
+    """Refuse settings of episodes that contradict each other, or the head."""
     episodes = recipe.episodes
     for name in ("train", "val", "test"):
         if getattr(episodes, name) < 1:

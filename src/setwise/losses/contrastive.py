@@ -105,13 +105,9 @@ def parametric_contrastive(
     >>> parametric_contrastive(torch.zeros(1, 2), unit, unit, label, label, **options).shape
     torch.Size([1])
     """
-    if target.is_floating_point():
-        raise InvalidInput("PaCo compares labels, and has none in soft targets: switch mixup and cutmix off.")
-    check_labels(class_logits, target)
-    check_counts(counts)
     _check_above_zero(temperature=temperature, prior_temperature=prior_temperature, beta=beta)
     _check_weights(alpha=alpha, gamma=gamma)
-    _check_pairs(class_logits, query, others, target, others_target, counts)
+    _check_rows(class_logits, query, others, target, others_target, counts)
     query, features = full(query), torch.cat([full(query), full(others.detach())])
     log_prior = (counts / counts.sum() + PRIOR_FLOOR).log().to(class_logits.device)
     centres = (full(class_logits) + log_prior) / prior_temperature  # [N, K]
@@ -130,9 +126,14 @@ def _check_weights(*, alpha: float, gamma: float) -> None:
         raise InvalidInput(f"`alpha` ({alpha}) and `gamma` ({gamma}) are weights and must be 0 or more.")
 
 
-def _check_pairs(
+def _check_rows(
     class_logits: Tensor, query: Tensor, others: Tensor, target: Tensor, others_target: Tensor, counts: Tensor
 ) -> None:
+    """Refuse scores, features, labels and counts that do not belong together."""
+    if target.is_floating_point():
+        raise InvalidInput("PaCo compares labels, and has none in soft targets: switch mixup and cutmix off.")
+    check_labels(class_logits, target)
+    check_counts(counts)
     if len(counts) != class_logits.shape[1]:
         raise InvalidInput(f"`counts` has {len(counts)} classes but `class_logits` has {class_logits.shape[1]}.")
     if len(query) != len(target) or len(others) != len(others_target) or query.shape[1:] != others.shape[1:]:

@@ -8,7 +8,7 @@ from torch import nn
 
 from setwise.errors import InvalidInput, RunError, SetwiseError, UnknownName
 from setwise.models import cifar_resnet, digits_cnn, expert_resnet, multi_expert
-from setwise.nn.pool_maps import in_evaluation
+from setwise.nn.evaluation import in_evaluation
 
 __all__ = ["OURS", "create_backbone", "feature_dim", "list_backbones", "pretrained_statistics"]
 

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from setwise.errors import InvalidInput
-from setwise.nn.pool_maps import in_evaluation
+from setwise.nn.evaluation import in_evaluation
 
 __all__ = ["cam", "grad_cam"]
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from setwise.errors import InvalidInput
-from setwise.nn.pool_maps import in_evaluation
+from setwise.nn.evaluation import in_evaluation
 
 __all__ = ["FeatureMap", "map_channels"]
 

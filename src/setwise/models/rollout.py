@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from setwise.errors import InvalidInput
-from setwise.nn.pool_maps import in_evaluation
+from setwise.nn.evaluation import in_evaluation
 
 __all__ = ["rollout"]
 

@@ -3,8 +3,6 @@
 Letters: ``B`` images, ``K`` classes, ``Q`` queries, ``H' W'`` size of the pooled map.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +12,9 @@ from torch import Tensor, nn
 from setwise.errors import InvalidInput
 from setwise.nn.attention import record_attention
 from setwise.nn.attention_pool import AttentionPool
+from setwise.nn.evaluation import in_evaluation
 
-__all__ = ["PoolMaps", "find_pool", "in_evaluation", "pool_maps"]
+__all__ = ["PoolMaps", "find_pool", "pool_maps"]
 
 
 @dataclass(frozen=True)
@@ -121,18 +120,6 @@ def find_pool(model: nn.Module, name: str | None = None) -> tuple[str, Attention
     if name is not None and name not in found:
         raise InvalidInput(f"There is no AttentionPool {name!r} in this {type(model).__name__}, but {sorted(found)}.")
     return next(iter(found.items())) if name is None else (name, found[name])
-
-
-@contextmanager
-def in_evaluation(model: nn.Module) -> Iterator[None]:
-    """Have every part of a model in evaluation, and each as it was afterwards."""
-    before = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in before:
-            module.training = training
 
 
 def _run(model: nn.Module, module: AttentionPool, images: Tensor) -> tuple[Tensor, list[Tensor], torch.Size]:

@@ -67,25 +67,12 @@ def measure(path: Path, recipe: Recipe, *, part: str = "test", batches: int | No
         InvalidInput: if the run has no relation, its images have several labels, or its data have other classes.
         SetwiseError: whatever is wrong with run or data.
     """
-    if recipe.relation.name == "none":
-        raise InvalidInput(
-            f"{path} has no relation (relation.name none), so no sample of it reaches another and there is nothing to "
-            "measure: name a run that has one. To see where an attention pool looks, name images: setwise show RUN "
-            "IMAGES..."
-        )
-    if recipe.data.multi_label:
-        raise InvalidInput(f"The images of {path} have several labels, so what one does is not that of one class.")
-    if batches is not None and batches < 1:
-        raise InvalidInput(f"`batches` must be at least 1, but it is {batches}.")
+    _check(path, recipe, batches)
     recipe, task, model = load_run(path, recipe=recipe.override({"data.mixup": 0.0, "data.cutmix": 0.0}))
     if task.relation is None:  # experts that are routed, whose features do not change any more
         raise InvalidInput(f"{path} itself has no relation: show the stage before it, {RunFolder(path).before}.")
     splits = build_data(recipe)
-    if list(splits.class_names) != model.class_names:
-        raise InvalidInput(
-            f"{path} was trained on {len(model.class_names)} classes ({', '.join(model.class_names[:3])} ...), but the "
-            f"data has {len(splits.class_names)} ({', '.join(splits.class_names[:3])} ...): name its data with --root."
-        )
+    model.check_classes(splits, path)
     task.criterion.set_epoch(recipe.trainer.epochs - 1)  # class weights that come late have come
     order = generator(recipe.seed, "shuffled", 0)
     # The learned sampler's steps relate what is drawn from a batch, replicas a share of it each.
@@ -112,6 +99,20 @@ def measure(path: Path, recipe: Recipe, *, part: str = "test", batches: int | No
             criterion=_loss_of(recipe),
         )
     )
+
+
+def _check(path: Path, recipe: Recipe, batches: int | None) -> None:
+    """Refuse a run whose samples do nothing to each other that could be measured class by class."""
+    if recipe.relation.name == "none":
+        raise InvalidInput(
+            f"{path} has no relation (relation.name none), so no sample of it reaches another and there is nothing to "
+            "measure: name a run that has one. To see where an attention pool looks, name images: setwise show RUN "
+            "IMAGES..."
+        )
+    if recipe.data.multi_label:
+        raise InvalidInput(f"The images of {path} have several labels, so what one does is not that of one class.")
+    if batches is not None and batches < 1:
+        raise InvalidInput(f"`batches` must be at least 1, but it is {batches}.")
 
 
 def _loss_of(recipe: Recipe) -> str:

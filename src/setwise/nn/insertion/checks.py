@@ -1,12 +1,12 @@
 """Checks of every training step: the relation is still in the model, and both streams come out."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from setwise.errors import InvalidInput
+from setwise.nn.insertion.measure import entries
 
 __all__ = ["Output", "Standing"]
 
@@ -27,7 +27,7 @@ class Output:
         given = _first((*args, *kwargs.values()))
         if not self.relation.training or given is None:
             return
-        first = _first((output,) if isinstance(output, Tensor) else output)
+        first = _first(output)
         wanted = 2 * self.rows * given.shape[0]
         if first is not None and first.shape[0] != wanted:
             raise InvalidInput(
@@ -39,8 +39,7 @@ class Output:
 
 def _first(values: Any) -> Tensor | None:
     """The first tensor that has axes; a number, as a loss is, has no rows."""
-    every = values.values() if isinstance(values, Mapping) else values
-    return next((v for v in every if isinstance(v, Tensor) and v.dim()), None)
+    return next((v for v in entries(values) if isinstance(v, Tensor) and v.dim()), None)
 
 
 class Standing:

@@ -202,6 +202,7 @@ class Relate:
         return torch.zeros(samples, tokens.shape[1], dtype=torch.bool, device=tokens.device)
 
     def _one_stream(self) -> bool:
+        """Whether what passes here has not been doubled yet."""
         return not self.relation.training or (self.first and not self.doubled)
 
 

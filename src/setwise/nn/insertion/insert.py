@@ -87,10 +87,7 @@ def insert(
     torch.Size([32, 3])
     """
     _check_once(model)
-    if isinstance(relation, str):
-        choose(relation, RELATIONS, "relation")
-    elif options:
-        raise InvalidInput(f"Options {sorted(options)} make a relation, but one was given: set them there.")
+    _check_relation(relation, options)
     before = at is None
     names = _before_classifier(model, relation) if at is None else _behind(model, relation, at)
     given = is_transformers(model)
@@ -100,14 +97,7 @@ def insert(
         places.sort(key=lambda place: seen[place.name].order)
     whole = given or (not before and seen is not None and not forks(model, places[0], seen))
     relations = _make(relation, places, shared, options, before)
-    module = relations[0] if len({id(r) for r in relations}) == 1 else nn.ModuleList(dict.fromkeys(relations))
-    _settle(model, module)
-    if seen is not None and runs_by_itself(model, NAME, seen[""].example):
-        _unsettle(model)
-        raise InvalidInput(
-            f"{type(model).__name__} runs all of its children one after the other, so it would run the relation, too. "
-            "Insert into a module that holds it: one whose forward calls it."
-        )
+    _settle(model, relations, None if seen is None else seen[""].example)
     insertion = Insertion()
     if mask_padding is None:
         mask_padding = given and getattr(model, "main_input_name", "") == "input_ids"
@@ -163,6 +153,13 @@ def _check_once(model: nn.Module) -> None:
             f"This {type(model).__name__} has a relation already (in {inside[0]}). Call remove(model) first, or give "
             "all places at once: at=[3, 8]."
         )
+
+
+def _check_relation(relation: str | nn.Module, options: dict[str, Any]) -> None:
+    if isinstance(relation, str):
+        choose(relation, RELATIONS, "relation")
+    elif options:
+        raise InvalidInput(f"Options {sorted(options)} make a relation, but one was given: set them there.")
 
 
 # --------------------------------------------------------------------------------------------------------- places
@@ -255,17 +252,25 @@ def _widths(places: list[Place]) -> str:
     return ", ".join(f"{' and '.join(str(w) for w in p.widths if w)} at {p.name}" for p in places)
 
 
-def _settle(model: nn.Module, module: nn.Module) -> None:
-    """Make the relation a submodule, on the model's device, in its type and mode."""
+def _settle(model: nn.Module, relations: list[nn.Module], example: tuple[tuple, dict] | None) -> None:
+    """Make the relations a submodule, on the model's device, in its type and mode; refuse a model that would run it."""
+    module = relations[0] if len({id(r) for r in relations}) == 1 else nn.ModuleList(dict.fromkeys(relations))
     weight = next((p for p in model.parameters() if p.is_floating_point()), None)
     if weight is not None:
         module.to(device=weight.device, dtype=weight.dtype)
     model.add_module(NAME, module.train(model.training))
     if type(model).forward is nn.Sequential.forward:
         model.forward = InOrder(model, NAME).forward
+    if example is not None and runs_by_itself(model, NAME, example):
+        _unsettle(model)
+        raise InvalidInput(
+            f"{type(model).__name__} runs all of its children one after the other, so it would run the relation, too. "
+            "Insert into a module that holds it: one whose forward calls it."
+        )
 
 
 def _unsettle(model: nn.Module) -> None:
+    """Leave the model as it was before :func:`_settle`."""
     if isinstance(getattr(vars(model).get("forward"), "__self__", None), InOrder):
         del model.forward
     delattr(model, NAME)

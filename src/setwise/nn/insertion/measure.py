@@ -3,8 +3,7 @@
 Two sizes of a batch tell which axis is the batch, whatever the number of channels, positions or levels.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -13,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from setwise.errors import InvalidInput
+from setwise.nn.evaluation import in_evaluation
 from setwise.nn.insertion.hooks import Entry, Relate
 from setwise.nn.insertion.places import is_transformers, width_of
 
-__all__ = ["Place", "Seen", "forks", "measure", "observe", "runs_by_itself"]
+__all__ = ["Place", "Seen", "entries", "forks", "measure", "observe", "runs_by_itself"]
 
 Shape = tuple[int, ...]
 
@@ -163,7 +163,7 @@ def _observe(model: nn.Module, names: list[str], args: tuple, kwargs: dict) -> d
 
     hooks = [model.get_submodule(name).register_forward_hook(partial(note, name), with_kwargs=True) for name in names]
     try:
-        with _evaluating(model), torch.no_grad():
+        with in_evaluation(model), torch.no_grad():
             for batch in (2, 3):
                 model(*(_resize(v, batch) for v in args), **{k: _resize(v, batch) for k, v in kwargs.items()})
     finally:
@@ -187,7 +187,7 @@ def forks(model: nn.Module, place: Place, seen: Mapping[str, Seen]) -> bool:
         return False
     args, kwargs = _each_differs(seen[place.name].example)
     repeat = Relate(nn.Identity(), tuple(None if width == 0 else Entry(None) for width in place.widths), first=True)
-    with _evaluating(model), torch.no_grad():
+    with in_evaluation(model), torch.no_grad():
         plain = _tensors(model(*args, **kwargs))
         hook = model.get_submodule(place.name).register_forward_hook(repeat.output, with_kwargs=True)
         try:
@@ -208,7 +208,7 @@ def runs_by_itself(model: nn.Module, name: str, example: tuple[tuple, dict]) -> 
     met: list[str] = []
     hook = model.get_submodule(name).register_forward_hook(lambda *_: met.append(name))
     try:
-        with _evaluating(model), torch.no_grad():
+        with in_evaluation(model), torch.no_grad():
             model(*example[0], **example[1])
     except Exception:  # the model ran on this before the submodule was there
         return True
@@ -228,7 +228,7 @@ def _is_read(model: nn.Module, name: str, index: int, example: tuple[tuple, dict
         given[index] = x + torch.linspace(0, 1, x.numel()).to(x).view(x.shape) if (x := given[index]) is not None else x
         return type(output)(*given) if hasattr(output, "_fields") else type(output)(given)
 
-    with _evaluating(model), torch.no_grad():
+    with in_evaluation(model), torch.no_grad():
         plain = _tensors(model(*args, **kwargs))
         hook = model.get_submodule(name).register_forward_hook(change)
         try:
@@ -255,17 +255,6 @@ def entries(output: Any) -> list[Any]:
     if isinstance(output, Mapping):
         return list(output.values())
     return list(output) if isinstance(output, tuple | list) else [output]
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in training.items():
-            module.training = mode
 
 
 def _resize(value: Any, rows: int) -> Any:
