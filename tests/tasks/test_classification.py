@@ -20,7 +20,7 @@ COUNTS = torch.tensor([100, 65, 42, 27, 18, 11, 7, 5, 3, 2])
 TINY = {"backbone.options": {"width": 4}, "relation.dropout": 0.0}
 
 
-def make(**overrides):
+def make(teacher=None, **overrides):
     recipe = RECIPES["digits-lt"].override(TINY | {name.replace("__", "."): v for name, v in overrides.items()})
     return build_task(
         recipe,
@@ -29,6 +29,7 @@ def make(**overrides):
         class_names=tuple("abcdefghij"),
         in_chans=1,
         image_size=SIZE,
+        teacher=teacher,
         say=lambda text: None,
     )
 

@@ -4,11 +4,20 @@ import pytest
 import test_classification
 import test_few_shot
 import torch
+from torch import nn
 
-from setwise.tasks import TASKS
+from setwise.tasks import TASKS, Classification, Distilled, MetaSampled, Mixtures, Routing
 
 MAKERS = {"classification": test_classification, "few-shot": test_few_shot}
 """Where each task's ``make(**overrides)``, ``make_batch()`` and ``predict(task, batch)`` are."""
+EXPERTS = {"backbone__name": "ride_resnet32", "backbone__options": {"width": 4, "depth": 1}}
+KINDS = {
+    Distilled: {"teacher": nn.Sequential(nn.Flatten(), nn.Linear(64, 10))},
+    MetaSampled: {"data__sampler": "meta", "backbone__frozen": True},
+    Mixtures: {"criterion__name": "glmc", "data__views": ("shift",)},
+    Routing: EXPERTS | {"head__name": "routed", "criterion__name": "expert-assignment", "backbone__frozen": True},
+}
+"""What makes the other classifiers of :mod:`test_classification`'s."""
 
 
 def test_every_task_is_held_to_the_contract():
@@ -42,3 +51,22 @@ class TestContract:
         assert not torch.equal(one, two)
         other.load_state_dict(task.state_dict())
         assert torch.equal(one, MAKERS[name].predict(other, batch))
+
+
+def test_every_kind_of_classifier_is_held_to_it_as_well():
+    assert set(KINDS) == set(Classification.__subclasses__())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+class TestKindsOfClassifiers:
+    def test_a_prediction_does_not_depend_on_what_is_predicted_beside_it(self, kind):
+        task, batch = test_classification.make(**KINDS[kind]).eval(), test_classification.make_batch()
+        assert type(task) is kind
+        torch.testing.assert_close(task(batch.image)[:3], task(batch.image[:3]))
+
+    def test_state_saves_and_loads(self, kind):
+        task, other = (test_classification.make(**KINDS[kind], seed=seed).eval() for seed in (0, 1))
+        image = test_classification.make_batch().image
+        assert not torch.equal(task(image), other(image))
+        other.load_state_dict(task.state_dict())
+        assert torch.equal(task(image), other(image))
