@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import few_shot_fakes
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -136,6 +137,17 @@ def test_two_processes_run_two_stages_in_a_folder_of_the_first_ones_choice(tmp_p
     lines = [(tmp_path / "runs" / "digits-lt-2" / part / "results.jsonl").read_text() for part in ("", "before")]
     assert all(line.count("\n") == 1 for line in lines)
     assert {path.name for path in (tmp_path / "runs").iterdir()} == {"digits-lt", "digits-lt-2"}
+
+
+def test_two_processes_train_episodes_on_a_trunk_that_has_weights_behind_its_map(tmp_path):
+    data = few_shot_fakes.write("omniglot", tmp_path / "data")
+    options = RECIPES["omniglot-ctx"].smoke | {f"data.{name}": value for name, value in data.items()}
+    options |= {"trainer.logger": "csv", "trainer.devices": 2, "backbone.name": "test_convnext", "data.image_size": 32}
+    del options["backbone.options"]
+    command = [sys.executable, "-m", "setwise", "train", "omniglot-ctx", "--out", str(tmp_path / "run")]
+    command += [f"--{name}={value}" for name, value in options.items()]
+    assert subprocess.run(command, env=environment(), timeout=200, check=False).returncode == 0
+    assert (tmp_path / "run" / "results.jsonl").read_text().count("\n") == 1
 
 
 def test_lightning_torchrun_and_slurm_train_the_same_network(tmp_path):
