@@ -43,6 +43,15 @@ def test_backbones_are_searched_by_pattern(capsys):
     assert "resnet50" in capsys.readouterr().out
 
 
+def test_a_table_is_searched_by_pattern(capsys):
+    assert main(["list", "recipes", "*-balms"]) == 0
+    shown = capsys.readouterr().out
+    assert "imagenet-lt-balms" in shown
+    assert "digits-lt" not in shown
+    assert main(["list", "criteria", "nothing*"]) == 2
+    assert "No name among the criteria matches 'nothing*'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_data_says_where_a_data_set_comes_from(recipe, capsys, tmp_path):
     options = every_fake.write(RECIPES[recipe].data.name, tmp_path)

@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 import yaml
 from rich.console import Console
-from rich.table import Table
 
 from setwise.cli.audit import audit_
 from setwise.cli.bar import Bar
 from setwise.cli.collapse import collapse_
 from setwise.cli.data import data_
+from setwise.cli.listing import list_
 from setwise.cli.options import NAMELESS, find_recipe, parse, parse_with_recipe, take_name
 from setwise.cli.profile import profile_
 from setwise.cli.rank import rank_
 from setwise.cli.show import show_
 from setwise.errors import InvalidInput, RunError
 from setwise.launch import is_first
-from setwise.recipes import RECIPES, Recipe
+from setwise.recipes import Recipe
 from setwise.recipes.schema import Variant
 from setwise.run_folder import RunFolder, fresh_folder, read_classes
 
@@ -49,62 +49,6 @@ __all__ = [
 RUNS = Path("runs")
 TOLD = ".told-by-the-first"
 """Where a process that is not the first takes its run to be until it is told; never there, so never complete."""
-Tables = Literal["recipes", "datasets", "backbones", "criteria", "transforms", "tasks"]
-
-
-@dataclass
-class _List:
-    """Show what there is."""
-
-    what: tyro.conf.Positional[Tables] = "recipes"
-    """Which table."""
-    pattern: tyro.conf.Positional[str] = "*"
-    """backbones: a pattern over timm's names, such as "vit_small*"; by default only ours are shown."""
-
-
-def list_(args: Sequence[str]) -> None:
-    """``setwise list [WHAT] [PATTERN]``."""
-    options = parse("list", _List, args)
-    table = Table(box=None, pad_edge=False)
-    for heading in ("name", "", "status" if options.what == "recipes" else ""):
-        table.add_column(heading, overflow="fold", no_wrap=heading == "name")
-    for row in _rows(options):
-        table.add_row(*row)
-    Console().print(table)
-
-
-def _rows(options: _List) -> list[tuple[str, ...]]:
-    if options.what == "recipes":
-        return [(r.name, r.summary, r.status) for r in RECIPES.values()]
-    if options.what == "backbones":
-        from setwise.models import OURS, list_backbones
-
-        if options.pattern == "*":
-            return [(name, _first_line(make)) for name, make in OURS.items()]
-        return [(name, "") for name in list_backbones(options.pattern)]
-    if options.what == "datasets":
-        from setwise.data import DATASETS
-        from setwise.data.few_shot import FEW_SHOT
-        from setwise.data.known_sets import KNOWN_SETS
-
-        rows = [(d.name, d.summary) for d in DATASETS.values()]
-        rows += [(d.name, f"{d.summary} (lists, read as image-list)") for d in KNOWN_SETS.values()]
-        return [*rows, *((d.name, d.summary) for d in FEW_SHOT.values())]
-    if options.what == "transforms":
-        from setwise.data import TRANSFORMS
-
-        return [(name, t.summary) for name, t in TRANSFORMS.items()]
-    if options.what == "criteria":
-        from setwise.losses import CRITERIA
-
-        return [(name, _first_line(c)) for name, c in CRITERIA.items()]
-    from setwise.tasks import TASKS
-
-    return [(name, _first_line(t)) for name, t in TASKS.items()]
-
-
-def _first_line(documented: object) -> str:
-    return (documented.__doc__ or "").splitlines()[0].replace("``", "")
 
 
 @dataclass
