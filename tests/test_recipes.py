@@ -23,6 +23,8 @@ from setwise.errors import InvalidInput, UnknownName
 from setwise.losses import CRITERIA
 from setwise.models import create_backbone
 from setwise.recipes import RECIPES, Recipe, yaml_file
+from setwise.recipes.balanced import RESNET_10
+from setwise.recipes.stages import stages
 from setwise.report import reported_of_variant
 from setwise.tasks import TASKS
 
@@ -158,7 +160,19 @@ PUBLISHED = {
     "imagenet-lt-balanced-softmax-resnet50": (0.05, 5e-4, 128, 90, {}),
     "inaturalist-balanced-softmax-resnet50": (0.05, 1e-4, 128, 90, {}),
     "places-lt-balanced-softmax-resnet152": (0.02, 5e-4, 256, 90, {"backbone.frozen": True}),
-    "imagenet-lt-balms": (0.125, 5e-4, 1024, 160, {"data.sampler": "meta", "data.meta_rate": 1e-3}),  # 20 x 8 shares
+    "imagenet-lt-balms": (
+        *(0.125, 5e-4, 1024, 160),  # 20 x 8 shares
+        {"data.sampler": "meta", "data.meta_rate": 1e-3, "data.meta_power": 0.1, "criterion.name": "balanced-softmax"},
+    ),
+    "cifar100-lt-balms": (0.1, 5e-4, 2048, 500, {"data.meta_rate": 1e-2, "data.meta_power": 0.0}),
+    "cifar100-lt-decoupled-balanced-softmax": (
+        *(0.1, 5e-4, 512, 105),
+        {"data.sampler": "shuffle", "criterion.name": "balanced-softmax", "before.recipe": "cifar100-lt"},
+    ),
+    "imagenet-lt-decoupled-balanced-softmax": (
+        *(0.4, 5e-4, 512, 10),
+        {"data.sampler": "shuffle", "criterion.name": "balanced-softmax"},
+    ),
     "cifar100-lt-crt": (0.1, 5e-4, 512, 105, {"data.sampler": "class-balanced"}),  # 2,000 steps of 19 an epoch
     "cifar100-lt-lws": (0.1, 5e-4, 512, 105, {"head.name": "lws"}),
     "imagenet-lt-crt": (0.4, 5e-4, 512, 10, {"data.sampler": "class-balanced"}),
@@ -194,6 +208,30 @@ def test_settings_are_the_published_ones(name):
     for path, value in others.items():
         group, field = path.split(".")
         assert getattr(getattr(recipe, group), field) == value, path
+
+
+@pytest.mark.parametrize("name", ["crt", "lws", "tau", "decoupled-balanced-softmax", "balms"])
+def test_the_features_of_second_stages_are_those_of_cross_entropy(name):
+    cifar, imagenet = (stages(RECIPES[f"{of}-lt-{name}"])[0] for of in ("cifar100", "imagenet"))
+    assert {cifar.criterion.name, imagenet.criterion.name} == {"cross-entropy"}
+    part = imagenet.optimizer
+    assert (part.lr, part.weight_decay, imagenet.data.batch_size, imagenet.trainer.epochs) == (0.2, 5e-4, 512, 90)
+
+
+def test_norms_begin_where_those_of_the_published_networks_do():
+    """At 1; timm's ResNets begin with the last norm of each block at 0."""
+    of_timm = [
+        recipe
+        for recipe in RECIPES.values()
+        if recipe.name.startswith(("imagenet-lt", "inaturalist")) and recipe.backbone.name.startswith("res")
+    ]
+    assert {recipe.name.split("-")[-1] for recipe in of_timm} >= {"resnet10", "resnet50", "paco", "resnext101", "balms"}
+    for recipe in of_timm:
+        assert recipe.backbone.options["zero_init_last"] is False, recipe.name
+    small = {"options": {"channels": (8, 8, 8, 8)}}
+    for network in (create_backbone("ride_resnet10", **small), create_backbone("resnet10t", options=RESNET_10.options)):
+        norms = [module.weight for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+        assert all(bool((weight == 1).all()) for weight in norms)
 
 
 def test_a_run_is_told_the_published_numbers_of_its_own_variant_alone():

@@ -156,6 +156,14 @@ def test_a_learned_sampler_changes_its_rates_and_the_head_and_not_the_backbone(f
     assert same_weights(tmp_path / "second", broken.path)
 
 
+def test_the_learned_rates_begin_where_the_recipe_says(first):
+    def rates(power):
+        return make_work(after(first).override(META | {"data.meta_power": power}), lambda text: None).task.sampler.rates
+
+    torch.testing.assert_close(rates(1.0), torch.full((10,), 0.1))
+    assert rates(0.0).max() > rates(0.1).max() > 0.1
+
+
 def test_both_halves_of_a_learned_samplers_batch_have_the_same_classes(first, monkeypatch):
     work = make_work(after(first).override(META), lambda text: None)
     task, batch = work.task.train(), next(iter(work.loaders["train"]))
@@ -188,7 +196,8 @@ def test_a_learned_sampler_learns_from_the_stream_that_replaces_the_other(first,
         ({"backbone.frozen": False}, "beside a classifier on a frozen backbone"),
         ({"data.mixup": 0.5}, "without mixup"),
         ({"data.meta_pool": 1}, "must be at least 2"),
-        ({"data.sampler": "shuffle", "data.meta_rate": 0.5}, r"are of --data\.sampler meta"),
+        ({"data.meta_power": 1.5}, r"`data\.meta_power` \(1\.5\) from 0 to 1"),
+        ({"data.sampler": "shuffle", "data.meta_rate": 0.5}, r"is of --data\.sampler meta"),
     ],
 )
 def test_a_learned_sampler_that_cannot_work_is_a_sentence(first, tmp_path, changes, message):

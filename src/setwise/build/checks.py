@@ -175,10 +175,9 @@ def _check_head(recipe: Recipe) -> None:
 def _check_meta(recipe: Recipe) -> None:
     data, default = recipe.data, schema.Data()
     if data.sampler != "meta":
-        if (data.meta_pool, data.meta_rate) != (default.meta_pool, default.meta_rate):
-            raise InvalidInput(
-                "`data.meta_pool` and `data.meta_rate` are of --data.sampler meta; add it or leave them."
-            )
+        for name in ("meta_pool", "meta_rate", "meta_power"):
+            if getattr(data, name) != getattr(default, name):
+                raise InvalidInput(f"`data.{name}` is of --data.sampler meta; add it or leave it.")
         return
     simple = recipe.head.name in ("linear", "cosine") and not (data.mixup or data.cutmix or is_taught(recipe))
     if not (recipe.backbone.frozen and simple):
@@ -186,10 +185,10 @@ def _check_meta(recipe: Recipe) -> None:
             "--data.sampler meta learns class rates beside a classifier on a frozen backbone: add --backbone.frozen, "
             "with --head.name linear or cosine, and without mixup, cutmix or a teacher."
         )
-    if data.meta_pool < 2 or data.batch_size < data.meta_pool or data.meta_rate < 0:
+    if data.meta_pool < 2 or data.batch_size < data.meta_pool or data.meta_rate < 0 or not 0 <= data.meta_power <= 1:
         raise InvalidInput(
             f"`data.meta_pool` ({data.meta_pool}) must be at least 2 and at most the batch size ({data.batch_size}), "
-            f"and `data.meta_rate` ({data.meta_rate:g}) 0 or more."
+            f"`data.meta_rate` ({data.meta_rate:g}) 0 or more, and `data.meta_power` ({data.meta_power:g}) from 0 to 1."
         )
 
 

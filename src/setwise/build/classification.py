@@ -39,7 +39,7 @@ __all__ = ["WITHOUT_RELATION", "build_data", "build_loader", "build_task"]
 PARTS = ("train", "val", "test")
 WITHOUT_RELATION = ("routed", "tau")
 """Heads on features that do not change any more: the relation did its work in the stage before."""
-OF_BATCHES = ("batch_size", "micro_batch", "mixup", "cutmix", "sampler", "meta_pool", "meta_rate")
+OF_BATCHES = ("batch_size", "micro_batch", "mixup", "cutmix", "sampler", "meta_pool", "meta_rate", "meta_power")
 SERVED_BY_THE_LOADER = ("name", "augment", "views", "normalise", "num_workers", "on_error", *OF_BATCHES)
 
 
@@ -163,7 +163,8 @@ def _kind(recipe: Recipe, dim: int, teacher: nn.Module | None) -> Callable[..., 
     if recipe.criterion.name == "glmc":
         return partial(Mixtures, dim=dim, epochs=recipe.trainer.epochs)
     if recipe.data.sampler == "meta":
-        return partial(MetaSampled, pool=recipe.data.meta_pool, rate=recipe.data.meta_rate)
+        part = recipe.data
+        return partial(MetaSampled, pool=part.meta_pool, rate=part.meta_rate, power=part.meta_power)
     return Routing if recipe.head.name == "routed" else Classification
 
 

@@ -184,7 +184,8 @@ def _check(recipe: Recipe) -> None:
             "dim_value, a prototypical head has none."
         )
     choose(data.augment, AUGMENT, "augmentation of episodes")
-    of_batches = ("mixup", "cutmix", "views", "sampler", "meta_pool", "meta_rate", "batch_size", "micro_batch")
+    of_meta = ("meta_pool", "meta_rate", "meta_power")
+    of_batches = ("mixup", "cutmix", "views", "sampler", *of_meta, "batch_size", "micro_batch")
     for name in (*of_batches, "multi_label"):
         if getattr(data, name) != getattr(schema.Data(), name):
             raise InvalidInput(

@@ -31,7 +31,8 @@ class MultiExpertResNet(PooledNetwork):
         channels: planes of the four stages. RIDE: 192 and 384 in the last two, where ResNet has 256 and 512.
         in_chans: channels of the image.
         num_classes: classes of a linear classifier on all features; 0 returns the features.
-        options: further arguments of timm's ResNet (drop_path_rate, cardinality ...).
+        options: further arguments of timm's ResNet (drop_path_rate, cardinality ...). All norms begin at 1, as in the
+            official code, unless ``zero_init_last`` says otherwise.
 
     Raises:
         InvalidInput: without an expert.
@@ -60,7 +61,8 @@ class MultiExpertResNet(PooledNetwork):
 
         def one() -> dict[str, nn.Module]:
             kind: Any = block  # timm's annotation says a block, and means its class
-            network = ResNet(kind, layers, num_classes=0, in_chans=in_chans, channels=tuple(channels), **options)
+            more = {"zero_init_last": False} | options
+            network = ResNet(kind, layers, num_classes=0, in_chans=in_chans, channels=tuple(channels), **more)
             return dict(network.named_children())
 
         shared = one()

@@ -45,7 +45,7 @@ class MetaSampler(nn.Module):
     Args:
         counts: training images ``n_j`` of each class ``[K]``, all positive.
         power: the rates begin with each image ``n_j ** -power`` as likely as another: 0 as images occur, 1 all classes
-            alike. Official code: 0.1.
+            alike. Official code: 0.1 on ImageNet-LT, 0 on CIFAR.
 
     Raises:
         InvalidInput: if a class has no image.

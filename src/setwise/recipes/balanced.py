@@ -1,7 +1,7 @@
 """Balanced Softmax, and features first, classifier second, on ImageNet-LT, iNaturalist 2018 and Places-LT.
 
-Settings are those of Balanced Softmax's files. What none of them says is ours: the first stage of the decoupled recipes
-is their Balanced Softmax recipe with cross-entropy in its place, and the network of Places-LT has ImageNet's weights,
+Settings are those of Balanced Softmax's files, where all norms begin at 1. What none of them says is ours: that cRT,
+LWS and tau have the settings of their decoupled Balanced Softmax, and the network of Places-LT has ImageNet's weights,
 where theirs came from a file of their own.
 """
 
@@ -13,7 +13,9 @@ from setwise.recipes.schema import Backbone, Before, Criterion, Optimizer, Recip
 
 __all__ = ["BALANCED"]
 
-RESNET_10 = Backbone(name="resnet10t", options={"stem_type": "", "stem_width": 64, "avg_down": False})
+NORMS_AT_ONE = {"zero_init_last": False}
+"""timm's ResNets begin with the last norm of each block at 0."""
+RESNET_10 = Backbone(name="resnet10t", options={"stem_type": "", "stem_width": 64, "avg_down": False} | NORMS_AT_ONE)
 """timm's, whose stem and shortcuts are others, with those of a plain ResNet."""
 
 IMAGENET_10 = Recipe(
@@ -32,7 +34,7 @@ IMAGENET_50 = IMAGENET_10.override(
     {
         "name": "imagenet-lt-balanced-softmax-resnet50",
         "summary": "ImageNet-LT, Balanced Softmax, ResNet-50, 90 epochs",
-        "backbone": Backbone(name="resnet50"),
+        "backbone": Backbone(name="resnet50", options=NORMS_AT_ONE),
     }
 )
 INATURALIST_50 = IMAGENET_50.override(
@@ -57,12 +59,15 @@ PLACES_152 = IMAGENET_50.override(
     }
 )
 
+FEATURES = {"criterion.name": "cross-entropy", "optimizer.lr": 0.2, "data.batch_size": 512}
+"""Of their first stage, beside what it has in common with Balanced Softmax's own run."""
+
 IMAGENET_CRT = IMAGENET_10.override(
     {
         **SECOND_STAGE,
         "name": "imagenet-lt-crt",
         "summary": "ImageNet-LT, ResNet-10, in two stages: cross-entropy, then a fresh classifier, drawn evenly (cRT)",
-        "before": Before(recipe=IMAGENET_10.name, options={"criterion.name": "cross-entropy"}),
+        "before": Before(recipe=IMAGENET_10.name, options=FEATURES),
         "criterion": Criterion(),
         "optimizer": Optimizer(lr=0.4, weight_decay=5e-4),
         "trainer": Trainer(epochs=10),
@@ -84,20 +89,28 @@ IMAGENET_TAU = IMAGENET_CRT.override(
     }
 )
 
+# Their own second stage: Balanced Softmax on images as they occur.
+IMAGENET_DECOUPLED = IMAGENET_CRT.override(
+    {
+        "name": "imagenet-lt-decoupled-balanced-softmax",
+        "summary": "ImageNet-LT, ResNet-10, in two stages: cross-entropy, then a classifier with Balanced Softmax",
+        "data.sampler": "shuffle",
+        "criterion": IMAGENET_10.criterion,
+        "paper": IMAGENET_10.paper,
+    }
+)
+
 # The learned sampler takes batches of 1,024, halved; a step learns from 128 images of one half. 20 epochs of 905 steps
 # are 160 of 113.
-IMAGENET_META = IMAGENET_CRT.override(
+IMAGENET_META = IMAGENET_DECOUPLED.override(
     {
         "name": "imagenet-lt-balms",
-        "summary": "ImageNet-LT, ResNet-10, in two stages: Balanced Softmax, then a learned sampler (BALMS)",
-        "before": Before(recipe=IMAGENET_10.name),
+        "summary": "ImageNet-LT, ResNet-10, in two stages: cross-entropy, then a learned sampler (BALMS)",
         "data.sampler": "meta",
         "data.batch_size": 1024,
         "data.meta_pool": 8,
-        "criterion": IMAGENET_10.criterion,
         "optimizer": Optimizer(lr=0.125, weight_decay=5e-4),
         "trainer": Trainer(epochs=160, val_every=20),
-        "paper": IMAGENET_10.paper,
         "smoke": IMAGENET_10.smoke | SMOKE_BEFORE | {"data.batch_size": 64},  # of which a step learns from eight
     }
 )
@@ -110,5 +123,6 @@ BALANCED = (
     IMAGENET_CRT,
     IMAGENET_LWS,
     IMAGENET_TAU,
+    IMAGENET_DECOUPLED,
     IMAGENET_META,
 )

@@ -77,6 +77,7 @@ CIFAR100_GLMC = CIFAR100.override(
         ),
     }
 )
+# Its authors give a number and no settings, so these are weight balancing's.
 CIFAR100_GLMC_MAX_NORM = CIFAR100_MAX_NORM.override(
     {
         "name": "cifar100-lt-glmc-max-norm",

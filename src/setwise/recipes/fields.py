@@ -62,7 +62,10 @@ class Data:
     """meta: images of a batch (of all classes alike) over those that a step learns from, which are drawn from half of
     them; the rates are judged on the other half."""
     meta_rate: float = 1e-3
-    """meta: learning rate of the class rates. Official code: 1e-3."""
+    """meta: learning rate of the class rates. Official code: 1e-3 on ImageNet-LT, 1e-2 on CIFAR."""
+    meta_power: float = 0.1
+    """meta: the rates begin with each image as likely as its class's size to the power of minus this: 0 as images
+    occur, 1 all classes alike. Official code: 0.1 on ImageNet-LT, 0 on CIFAR."""
     on_error: Literal["raise", "skip"] = "raise"
     """A corrupt or missing image ends the run with its name, or is skipped and counted."""
     cache: Literal["auto", "memory", "files"] = "auto"

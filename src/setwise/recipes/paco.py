@@ -77,7 +77,7 @@ IMAGENET_PACO = Recipe(
     name="imagenet-lt-paco",
     summary="ImageNet-LT, PaCo, ResNet-50, 400 epochs",
     data=replace(IMAGENET_LT, augment="jitter-randaugment", views=("simclr",)),
-    backbone=Backbone(name="resnet50"),
+    backbone=Backbone(name="resnet50", options={"zero_init_last": False}),  # torchvision's, whose norms begin at 1
     criterion=Criterion(name="paco", temperature=0.2, alpha=0.05),
     contrast=Contrast(dim=128, queue=8192),
     optimizer=Optimizer(lr=0.02, weight_decay=5e-4, warmup_epochs=10),
@@ -110,6 +110,7 @@ IMAGENET_PACO_X101 = IMAGENET_PACO.override(
     }
 )
 
+# Two random operations after the first view's, as with ResNet-50 on ImageNet-LT.
 INATURALIST_PACO = IMAGENET_PACO.override(
     {
         "name": "inaturalist-paco",

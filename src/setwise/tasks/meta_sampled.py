@@ -26,16 +26,17 @@ class MetaSampled(Classification):
     Args:
         parts: of :class:`Classification`.
         pool: images of a batch over draws of a step, at least 2.
-        rate: learning rate of the class rates, by Adam. Official code: 1e-3.
+        rate: learning rate of the class rates, by Adam. Official code: 1e-3 on ImageNet-LT, 1e-2 on CIFAR.
+        power: of :class:`setwise.nn.MetaSampler`. Official code: 0.1 on ImageNet-LT, 0 on CIFAR.
         options: of :class:`Classification`, ``frozen`` among them.
 
     Source: Ren et al., Balanced Meta-Softmax, NeurIPS 2020, arXiv:2007.10740, section 3.3.
     """
 
-    def __init__(self, *parts: Any, pool: int, rate: float = 1e-3, **options: Any) -> None:
+    def __init__(self, *parts: Any, pool: int, rate: float = 1e-3, power: float = 0.1, **options: Any) -> None:
         super().__init__(*parts, **options)
         self.pool, self.rate = pool, rate
-        self.sampler = MetaSampler(self.counts)
+        self.sampler = MetaSampler(self.counts, power=power)
 
     def training_step(self, batch: Batch | BatchOfViews, batch_idx: int) -> Tensor:
         """Draw, learn from the draws, and see to the rates."""
