@@ -25,6 +25,7 @@ from setwise.explained import explained
 from setwise.recipes import RECIPES, yaml_file
 from setwise.report import write_run_report
 from setwise.run_folder import RunFolder
+from setwise.tasks import Classification
 
 
 @pytest.fixture(scope="module")
@@ -305,6 +306,41 @@ def test_a_run_that_was_killed_after_training_is_only_evaluated(tmp_path, monkey
     assert 1000 < fit(recipe, tmp_path / "run", resume=True)["seconds"] < 1100  # those before the resumption, too
     assert read_checkpoint(RunFolder(tmp_path / "run").last)["epoch"] == epochs
     assert same_weights(tmp_path / "unbroken", tmp_path / "run")
+
+
+@pytest.mark.parametrize("val_every", [1, 2])
+@pytest.mark.parametrize("select", ["last", "early-stopping"])
+def test_a_training_of_so_many_steps_continues_exactly(tmp_path, monkeypatch, val_every, select):
+    options = {"trainer.max_steps": 11, "trainer.val_every": val_every, "trainer.select": select}
+    recipe = TINY.override(options | {"criterion.class_weights": "auto", "criterion.reweight_epoch": 2})
+    steps = []
+    monkeypatch.setattr(
+        Classification, "on_before_optimizer_step", lambda self, optimizer: steps.append(self.global_step)
+    )
+    fit(recipe, tmp_path / "unbroken")
+    assert len(steps) == 11
+    broken = broken_off(recipe, tmp_path / "broken", epoch=1)
+    again = broken_off_again(recipe, broken, epoch=2)
+    fit(recipe, again.path, resume=True)
+    assert same_weights(tmp_path / "unbroken", again.path)
+    steps.clear()
+    for name in ("results.jsonl", "weights.safetensors"):
+        (again.path / name).unlink()
+    fit(recipe, again.path, resume=True)
+    assert steps == []
+    assert same_weights(tmp_path / "unbroken", again.path)
+
+
+def broken_off_again(recipe, folder, epoch):
+    with pytest.raises(ConnectionError):
+        fit(recipe, folder.path, resume=True, callbacks=(At(epoch, give_up),))
+    return folder
+
+
+def test_fewer_steps_than_an_epoch_has_are_no_error(tmp_path):
+    options = {"trainer.max_steps": 3, "trainer.val_every": 1, "trainer.select": "early-stopping"}
+    fit(TINY.override(options), tmp_path / "run")
+    assert RunFolder(tmp_path / "run").complete
 
 
 def test_the_average_is_that_of_the_weights_after_every_step(tmp_path):

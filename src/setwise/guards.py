@@ -23,7 +23,7 @@ from setwise.errors import RunError, Stopped
 from setwise.nn.gather import gather_objects
 from setwise.run_folder import write_whole
 
-__all__ = ["Averaged", "EarlyStop", "NoNumber", "Sigterm", "Unreadable"]
+__all__ = ["Averaged", "EarlyStop", "LastStep", "NoNumber", "Sigterm", "Unreadable"]
 
 CHECK_EVERY = 50
 """Steps between two looks at the losses: a look waits for the device, which costs a fraction of one step."""
@@ -208,6 +208,30 @@ class EarlyStop(EarlyStopping):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """End again."""
         if self.stopped_epoch or self.wait_count >= self.patience:
+            trainer.should_stop = True
+
+
+class LastStep(Callback):
+    """End the training after so many steps, with the epoch's validation where it is due.
+
+    Lightning's own ``max_steps`` takes a run that is resumed for one that was broken off within an epoch: the order of
+    the images is one epoch ahead from then on, and so may the learning rate be.
+
+    Args:
+        steps: of the optimizer, in the whole training.
+    """
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """End again where a finished training is resumed."""
+        if trainer.global_step >= self.steps:
+            trainer.should_stop = True
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        """Look whether that was the last one."""
+        if trainer.global_step >= self.steps:
             trainer.should_stop = True
 
 

@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from setwise.checkpoints import Checkpoints
 from setwise.errors import InvalidInput, SetwiseError, choose
-from setwise.guards import Averaged, EarlyStop, NoNumber, Sigterm
+from setwise.guards import Averaged, EarlyStop, LastStep, NoNumber, Sigterm
 from setwise.launch import is_first, started
 from setwise.metrics import lower_is_better
 from setwise.recipes import Recipe
@@ -65,7 +65,6 @@ def make_trainer(
             strategy=_strategy(recipe, devices * num_nodes),
             precision=part.precision,  # type: ignore[arg-type]
             max_epochs=part.epochs,
-            max_steps=part.max_steps or -1,
             gradient_clip_val=part.gradient_clip,
             check_val_every_n_epoch=part.val_every,
             callbacks=[*_callbacks(recipe, folder, shown=shown), *callbacks],
@@ -115,6 +114,8 @@ def _callbacks(recipe: Recipe, folder: RunFolder, *, shown: bool) -> list[Callba
     mode = "min" if lower_is_better(recipe.primary) else "max"
     watch: dict[str, Any] = {"monitor": f"val/{recipe.primary}", "mode": mode}
     made: list[Callback] = [NoNumber(part.on_nan, folder.nan_batch)]
+    if part.max_steps is not None:
+        made.append(LastStep(part.max_steps))
     if part.ema is not None:
         if not 0 <= part.ema < 1:
             raise InvalidInput(f"`trainer.ema` ({part.ema:g}) must be at least 0 and below 1; None switches it off.")
