@@ -169,7 +169,7 @@ class TestRank:
         runs = [str(folder.path)]
         for name, changes in {
             "more shots": {"episodes.n_shot": 7},
-            "mine": {"data.name": "class-folders", "data.root": str(tmp_path / "cats")},
+            "mine": {"data.name": "class-folders", "data.root": str(tmp_path / "cats[small]")},
             "yours": {"data.name": "class-folders", "data.root": str(tmp_path / "dogs")},
             "records": {"data.name": "meta-dataset", "data.root": str(tmp_path / "aircraft")},
         }.items():
@@ -177,11 +177,13 @@ class TestRank:
             shutil.copytree(folder.path, runs[-1])
             (tmp_path / name / "recipe.yaml").unlink()
             yaml_file.write(recipe.override(changes), tmp_path / name / "recipe.yaml")
+        assert main(["rank", runs[2]]) == 0
+        assert "cats[small]" in "".join(capsys.readouterr().out.split())
         columns = [list(_measured(RunFolder(run))) for run in runs]
         assert columns == [
             ["omniglot 2-way 1-shot"],
             ["omniglot 2-way 7-shot"],
-            ["cats 2-way 1-shot"],
+            ["cats[small] 2-way 1-shot"],
             ["dogs 2-way 1-shot"],
             ["aircraft 2-way 1-shot"],
         ]

@@ -6,12 +6,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from surviving import TINY, broken_off, fit, same_weights
+from torchvision.transforms import v2
 
 from setwise.build import build_task
 from setwise.errors import InvalidInput
 from setwise.run import evaluate, load_run
 from setwise.run_folder import RunFolder
-from setwise.tasks import mixtures
 from setwise.work import make_work
 
 GLMC = TINY.override({"criterion.name": "glmc", "data.views": ("shift",), "trainer.epochs": 3})
@@ -28,6 +28,11 @@ def test_a_resumed_run_is_the_unbroken_one_bit_for_bit(tmp_path):
     assert metrics == json.loads(RunFolder(broken.path).results.read_text())["metrics"]
     _, task, _ = load_run(broken.path)
     assert not [name for name, _ in task.plain().named_parameters() if "beside" in name]
+
+
+def test_mixtures_are_drawn_where_half_precision_is_the_default(tmp_path):
+    fit(GLMC.override({"trainer.precision": "bf16-true", "trainer.max_steps": 2}), tmp_path / "run")
+    assert RunFolder(tmp_path / "run").complete
 
 
 @pytest.fixture
@@ -60,19 +65,13 @@ def test_a_step_is_the_loss_of_both_mixtures_in_each_stream_and_their_likeness(m
     torch.manual_seed(0)
     shares = torch.rand(2, len(batch.image), 10).softmax(2)
     mixed = [(batch.image.flip(0), shares[0]), (batch.views[0] / 2, shares[1])]
-    asked = {}
-    for name, found in zip(("MixUp", "CutMix"), mixed, strict=True):
-
-        def make(name=name, found=found, **how):
-            asked[name] = how
-            return lambda *given: asked[name].update(given=given) or found
-
-        monkeypatch.setattr(mixtures.v2, name, make)
+    assert [type(mix) for mix in task._mixes] == [v2.MixUp, v2.CutMix]
+    assert [(mix.alpha, mix.num_classes) for mix in task._mixes] == [(1.0, 10)] * 2
+    asked = []
+    task._mixes = [lambda *given, found=found: asked.append(given) or found for found in mixed]
     got = task.training_step(batch, 0)
-    for name, image in (("MixUp", batch.image), ("CutMix", batch.views[0])):
-        assert (asked[name]["alpha"], asked[name]["num_classes"]) == (1.0, 10)
-        assert asked[name]["given"][0] is image
-        assert asked[name]["given"][1] is batch.target
+    assert all(given[0] is image for given, image in zip(asked, (batch.image, batch.views[0]), strict=True))
+    assert all(given[1] is batch.target for given in asked)
 
     weights = task.counts.double() ** -1.2
     weights *= 10 / weights.sum()

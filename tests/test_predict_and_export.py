@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import resource
 import shutil
 from pathlib import Path
 
@@ -13,8 +14,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from setwise import inference
 from setwise.cli import main
-from setwise.errors import InvalidInput
+from setwise.errors import InvalidInput, RunError
+from setwise.export import export
 from setwise.inference import predict
 from setwise.run import load_run
 
@@ -151,3 +154,27 @@ def test_a_transductive_run_is_not_exported(tmp_path, capsys):
     assert main(["train", "digits-lt", "--out", out, "--relation.relate-at-test", *TINY]) == 0
     assert main(["export", out]) == 2
     assert "relate_at_test" in capsys.readouterr().err
+
+
+def test_export_into_a_full_disk_is_a_sentence(trained, tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, limits[1]))
+    try:
+        for name in ("safetensors", "torch"):
+            with pytest.raises(RunError, match=r"cannot be written: File too large"):
+                export(trained, tmp_path / "out", (name,))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_processes_that_read_images_are_as_many_as_named(trained_on_images, monkeypatch):
+    asked = []
+    make = inference.make_loader
+    monkeypatch.setattr(inference, "make_loader", lambda *a, **o: asked.append(o["num_workers"]) or make(*a, **o))
+    data = trained_on_images / "data"
+    assert main(["predict", str(trained_on_images / "run"), str(data), "--num-workers", "0"]) == 0
+    folder = str(data / "test")
+    assert main(["test", str(trained_on_images / "run"), "--images", folder, "--data.num-workers", "0"]) == 0
+    assert asked == [0, 0]
+    assert main(["predict", str(trained_on_images / "run"), str(data), "--num-workers", "-1"]) == 2

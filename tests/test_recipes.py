@@ -326,3 +326,9 @@ def test_a_short_recipe_file_keeps_the_defaults(tmp_path):
     recipe = yaml_file.read(path)
     assert (recipe.name, recipe.optimizer.lr, recipe.optimizer.milestones) == ("mine", 0.05, (3, 5))
     assert recipe.trainer == Recipe(name="", summary="").trainer
+
+
+def test_a_summary_of_several_lines_is_written_as_it_can_be_read(tmp_path):
+    recipe = RECIPES["digits-lt"].override({"summary": "mine:\n\n  - of two lines\n"})
+    yaml_file.write(recipe, tmp_path / "recipe.yaml")
+    assert yaml_file.read(tmp_path / "recipe.yaml").summary == recipe.summary

@@ -227,3 +227,10 @@ class TestRouted:
         weights = {} if "before.recipe" in changes else {"backbone.weights": str(RunFolder(folder.before).weights)}
         with pytest.raises(InvalidInput, match=message):
             quiet(ROUTED.override(weights | changes))
+
+
+def test_a_teacher_teaches_in_half_precision(tmp_path):
+    precise = {"trainer.precision": "bf16-true", "trainer.epochs": 1, "trainer.val_every": 1}
+    before = DISTILLED.before.options | {"trainer.epochs": 1, "trainer.val_every": 1}
+    fit(DISTILLED.override(precise | {"before.options": before}), tmp_path / "run")
+    assert RunFolder(tmp_path / "run").complete

@@ -146,3 +146,15 @@ def test_a_pool_that_the_stage_before_trains_may_be_frozen():
     assert make_backbone(recipe, **size).global_pool is not None
     with pytest.raises(InvalidInput, match="name global_pool, too"):
         make_backbone(recipe.override({"before.recipe": None}), **size)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"trainer.devices": 5000}, r"The train part has \d+ images, too few for 5000 processes"),
+        ({"trainer.devices": 2, "relation.gather": True, "data.on_error": "skip"}, "needs as many images on every"),
+    ],
+)
+def test_shares_that_processes_cannot_have_are_refused(changes, message):
+    with pytest.raises(InvalidInput, match=message):
+        make_work(TINY.override(changes), lambda text: None)  # which starts none of them

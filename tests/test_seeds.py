@@ -51,3 +51,11 @@ def test_a_generator_repeats_itself_and_leaves_the_global_one_alone():
     first = torch.randperm(100, generator=seeds.generator(3, "order"))
     assert torch.equal(first, torch.randperm(100, generator=seeds.generator(3, "order")))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_generator_of_an_apple_gpu_is_keyed_as_well(monkeypatch):
+    keyed = []
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.mps, "manual_seed", keyed.append)
+    seeds.reseed(0, "dropout", 3)
+    assert keyed == [seeds.key(0, "dropout", 3)]

@@ -391,3 +391,44 @@ def test_images_that_could_not_be_read_are_still_known_after_a_resumption(tmp_pa
     fit(recipe, tmp_path / "run", resume=True)
     notes = json.loads((tmp_path / "run" / "environment.json").read_text())["notes"]
     assert any(note.startswith("Unreadable images of train, skipped: 1") for note in notes)
+
+
+def test_an_unreadable_image_whose_name_is_no_text_is_noted_in_text(tmp_path):
+    options = fakes.write("image-folder", tmp_path / "data", "train-val-test")
+    image = next((tmp_path / "data" / "train" / "bee").glob("*.png"))
+    os.rename(image, os.path.join(os.fsencode(image.parent), b"caf\xe9.png"))
+    with open(os.path.join(os.fsencode(image.parent), b"caf\xe9.png"), "wb") as file:
+        file.write(b"broken")
+    recipe = RECIPES["image-folder"]
+    recipe = recipe.override(recipe.smoke | {f"data.{name}": value for name, value in options.items()})
+    lazy = {"data.cache": "files", "data.on_error": "skip", "data.num_workers": 0, "trainer.max_steps": None}
+    said = []
+    fit(recipe.override(lazy | {"data.augment": "none"}), tmp_path / "run", say=said.append)
+    (note,) = [text for text in said if "Unreadable" in text]
+    assert r"caf\xe9.png" in note.encode("utf-8").decode()
+    assert write_run_report(tmp_path / "run").is_file()
+
+
+def test_the_home_folder_may_be_written_as_a_tilde(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    tiny = [f"--{name}={value}" for name, value in {"trainer.epochs": 3, "trainer.checkpoint-every": 1}.items()]
+    assert main(["train", "digits-lt", "--out=~/run", "--backbone.options.width", "4", *tiny]) == 0
+    assert RunFolder(tmp_path / "run").complete
+    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
+    assert main(["compare", "digits-lt", "--out=~/both", "--seeds=2", "--workers=1", "--trainer.epochs=1"]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["both", "run"]
+
+
+def test_a_link_to_no_folder_is_a_sentence(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").symlink_to(tmp_path / "unmounted")
+    assert main(["train", "digits-lt"]) == 1
+    assert "runs is no folder, or a link to none" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_comparison_is_not_trained_as_a_run(tmp_path):
+    (tmp_path / "plan.json").write_text("{}")
+    yaml_file.write(TINY, tmp_path / "recipe.yaml")
+    with pytest.raises(RunError, match="is a comparison, which `setwise compare"):
+        fit(TINY, tmp_path, resume=True)

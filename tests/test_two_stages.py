@@ -11,7 +11,7 @@ from surviving import TINY, broken_off, fit, same_weights
 from setwise import run
 from setwise.cli import main
 from setwise.compare import make_plan
-from setwise.errors import InvalidInput, UnknownName
+from setwise.errors import InvalidInput, RunError, UnknownName
 from setwise.models import choose_exponent
 from setwise.recipes import RECIPES, schema, yaml_file
 from setwise.recipes.stages import stage_before, stages
@@ -164,6 +164,20 @@ def test_the_learned_rates_begin_where_the_recipe_says(first):
     assert rates(0.0).max() > rates(0.1).max() > 0.1
 
 
+def test_a_second_start_in_the_same_folder_changes_nothing_of_the_first(tmp_path, monkeypatch):
+    recipe = SECOND.override({"before.recipe": "digits-lt", "before.options": {"trainer.epochs": 1}})
+    other = recipe.override({"seed": 1})
+
+    def overtaken(*args, **options):
+        (tmp_path / "run").mkdir()
+        yaml_file.write(other, tmp_path / "run" / "recipe.yaml")
+
+    monkeypatch.setattr(run, "rehearse", overtaken)
+    with pytest.raises(RunError, match="is not empty, and a run never overwrites"):
+        fit(recipe, tmp_path / "run")
+    assert yaml_file.read(tmp_path / "run" / "recipe.yaml").seed == 1
+
+
 def test_both_halves_of_a_learned_samplers_batch_have_the_same_classes(first, monkeypatch):
     work = make_work(after(first).override(META), lambda text: None)
     task, batch = work.task.train(), next(iter(work.loaders["train"]))
@@ -196,6 +210,7 @@ def test_a_learned_sampler_learns_from_the_stream_that_replaces_the_other(first,
         ({"backbone.frozen": False}, "beside a classifier on a frozen backbone"),
         ({"data.mixup": 0.5}, "without mixup"),
         ({"data.meta_pool": 1}, "must be at least 2"),
+        ({"trainer.precision": "bf16-true"}, "steps that half precision rounds away"),
         ({"data.meta_power": 1.5}, r"`data\.meta_power` \(1\.5\) from 0 to 1"),
         ({"data.sampler": "shuffle", "data.meta_rate": 0.5}, r"is of --data\.sampler meta"),
     ],

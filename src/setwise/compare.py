@@ -124,7 +124,7 @@ def compare(
     Raises:
         RunError: if runs failed; the others are complete and ``--resume`` continues.
     """
-    root = Path(root)
+    root = Path(root).expanduser()
     if workers is not None and workers < 1:
         raise InvalidInput(f"`workers` must be at least 1, but it is {workers}.")
     begun = plan is None

@@ -12,9 +12,10 @@ from setwise.errors import RunError, SetwiseError, Stopped, out_of_memory
 from setwise.recipes import Recipe
 from setwise.run_folder import unwritable
 
-__all__ = ["explained"]
+__all__ = ["DEAD_WORKER", "explained"]
 
 DEAD_WORKER = "DataLoader worker"
+"""How torch's error begins where a process that reads images is gone."""
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 UNWRITABLE |= {errno.ENOTDIR, errno.EEXIST, errno.EISDIR}
 

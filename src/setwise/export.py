@@ -1,5 +1,6 @@
 """Export the plain model of a run: the relation has done its work, and what ships does not know of it."""
 
+import io
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from setwise.errors import InvalidInput, RunError, choose
@@ -96,14 +97,16 @@ def export(run: str | Path, out: Path, formats: Sequence[str] = ("safetensors", 
 
 
 def _safetensors(model: nn.Module, images: Tensor, path: Path) -> Tensor:
-    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, path)
+    path.write_bytes(save({name: tensor.contiguous() for name, tensor in model.state_dict().items()}))
     model.load_state_dict(load_file(path))
     with torch.inference_mode():
         return model(images)
 
 
 def _torch_export(model: nn.Module, images: Tensor, path: Path) -> Tensor:
-    torch.export.save(_exported(model, images), path)
+    written = io.BytesIO()  # where the disk is full, torch's own error is not the system's
+    torch.export.save(_exported(model, images), written)
+    path.write_bytes(written.getbuffer())
     with torch.inference_mode():
         return torch.export.load(path).module()(images)
 

@@ -1,7 +1,6 @@
 """Predict with a trained run: images in, names and probabilities out, or metrics where folders name the classes."""
 
 import csv
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,11 +14,11 @@ from torch import Tensor
 from setwise.data import IMAGE_EXTENSIONS, Loader, Split, make_loader
 from setwise.data.few_shot.loader import squash
 from setwise.data.folders import ClassFolders, is_image, require_images, scan, visible_files
-from setwise.data.images import ImageFiles, StackedImages, decode
+from setwise.data.images import ImageFiles, StackedImages, as_text, decode
 from setwise.data.problems import settle, shorten
 from setwise.data.transforms import normalise, to_grey
 from setwise.errors import DataError, InvalidInput, MissingFile, RunError, out_of_memory
-from setwise.explained import explained
+from setwise.explained import DEAD_WORKER, explained
 from setwise.metrics import adjust
 from setwise.recipes import Recipe, yaml_file
 from setwise.run import load_run
@@ -70,6 +69,7 @@ def predict(
     top_k: int = 5,
     adjusted: bool = False,
     batch_size: int = 64,
+    num_workers: int | None = None,
     support: Path | None = None,
 ) -> list[Prediction]:
     """Classify images with the plain model of a run, or by the support images of a few-shot run.
@@ -80,6 +80,7 @@ def predict(
         top_k: classes per image.
         adjusted: add the logit adjustment that validation chose, as the adjusted metrics do.
         batch_size: images at a time; predictions do not depend on it, unless the run relates at test time.
+        num_workers: processes that read images; None: one a core.
         support: of a few-shot run: a folder with a few images of each class, ``support/<class>/``.
 
     Returns:
@@ -92,6 +93,8 @@ def predict(
         raise InvalidInput(f"`top-k` ({top_k}) must be at least 1.")
     if batch_size < 1:
         raise InvalidInput(f"`batch-size` ({batch_size}) must be at least 1.")
+    if num_workers is not None and num_workers < 0:
+        raise InvalidInput(f"`num-workers` ({num_workers}) must be at least 0.")
     if support is not None and adjusted:
         raise InvalidInput("--adjusted corrects what training made of class sizes; --support has classes of its own.")
     if support is not None:
@@ -100,7 +103,7 @@ def predict(
     if adjusted and task.multi_label:
         raise InvalidInput("--adjusted corrects class bias where one class excludes another; here it does not.")
     paths = find_images(inputs)
-    loader = _loader(_as_split(paths, model), model, recipe, batch_size=batch_size)
+    loader = _loader(_as_split(paths, model), model, recipe, batch_size=batch_size, num_workers=num_workers)
     with _fitting(batch_size), on_accelerator(task, recipe):
         scores = scores_of(task, loader)["scores"]
     if adjusted:
@@ -111,10 +114,15 @@ def predict(
 
 @contextmanager
 def _fitting(batch_size: int) -> Iterator[None]:
-    """Say what to do where memory does not suffice."""
+    """Say what to do where memory does not suffice, or a process that reads images dies of it."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
+        if str(error).startswith(DEAD_WORKER):
+            raise RunError(
+                f"A process that reads images died ({str(error).splitlines()[0].rstrip('.')}): most often memory, or "
+                "the shared memory in /dev/shm, ran out. Take fewer (--num-workers 1) or none (--num-workers 0)."
+            ) from error
         if not out_of_memory(error):
             raise
         raise RunError(
@@ -193,7 +201,8 @@ def evaluate_folder(
         raise DataError(f"There is no image in the class folders of {folder}.")
     target = torch.tensor([label[name] for name in folders for _ in folders[name]])
     split = replace(_as_split(paths, model), target=target)
-    loader = _loader(split, model, recipe, batch_size=for_evaluation(recipe).data.batch_size)
+    batch_size, num_workers = for_evaluation(recipe).data.batch_size, recipe.data.num_workers
+    loader = _loader(split, model, recipe, batch_size=batch_size, num_workers=num_workers)
     with explained(recipe, Path(run)), on_accelerator(task, recipe):
         scores = scores_of(task, loader)
     metrics = task.metrics(scores["scores"], scores["target"], tau=model.tau) | task.further_metrics(scores)
@@ -237,16 +246,11 @@ def write_csv(predictions: Sequence[Prediction], path: Path | None) -> None:
         raise RunError(f"{path} cannot be written: {error.strerror}.") from error
 
 
-def _as_text(path: str) -> str:
-    """A path that is no text, as files of other systems may have, with its bytes spelt out."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
-
-
 def _write_rows(predictions: Sequence[Prediction], file: TextIO) -> None:
     ranks = range(1, len(predictions[0].classes) + 1)
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(["path", *(column for rank in ranks for column in (f"class_{rank}", f"probability_{rank}"))])
-    writer.writerows([_as_text(p.path), *_interleave(p)] for p in predictions)
+    writer.writerows([as_text(p.path), *_interleave(p)] for p in predictions)
 
 
 def _interleave(prediction: Prediction) -> Iterator[object]:
@@ -255,7 +259,7 @@ def _interleave(prediction: Prediction) -> Iterator[object]:
         yield f"{probability:.6f}"
 
 
-def _loader(split: Split, model: Model, recipe: Recipe, *, batch_size: int) -> Loader:
+def _loader(split: Split, model: Model, recipe: Recipe, *, batch_size: int, num_workers: int | None) -> Loader:
     return make_loader(
         split,
         batch_size=batch_size,
@@ -264,6 +268,7 @@ def _loader(split: Split, model: Model, recipe: Recipe, *, batch_size: int) -> L
         std=model.std,
         seed=recipe.seed,
         train=False,
+        num_workers=num_workers,
         # Folders come class by class: predictions that depend on the batch must not have one that is all of one class.
         mixed=recipe.relation.relate_at_test and not recipe.relation.memory,
         num_classes=len(model.class_names),

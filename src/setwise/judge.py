@@ -29,7 +29,7 @@ from setwise.metrics import (
     verdict,
 )
 from setwise.recipes import Recipe, yaml_file
-from setwise.run_folder import RunFolder, read_classes, read_lines, write_whole
+from setwise.run_folder import PLAN, RunFolder, read_classes, read_lines, write_whole
 
 __all__ = ["Arm", "Comparison", "Curve", "Difference", "Plan", "judge", "read_plan", "write_plan"]
 
@@ -64,7 +64,7 @@ def write_plan(plan: Plan, root: Path) -> None:
     """Write the plan beside the runs: recipe.yaml and plan.json."""
     yaml_file.write(plan.recipe, root / "recipe.yaml")
     saved = {"arms": [asdict(arm) for arm in plan.arms], "seeds": plan.seeds, "tune": plan.tune}
-    write_whole(root / "plan.json", json.dumps(saved, indent=2) + "\n")
+    write_whole(root / PLAN, json.dumps(saved, indent=2) + "\n")
 
 
 def read_plan(root: Path) -> Plan:
@@ -74,7 +74,7 @@ def read_plan(root: Path) -> Plan:
         RunError: if the folder holds no comparison.
     """
     try:
-        saved = json.loads((root / "plan.json").read_text(encoding="utf-8"))
+        saved = json.loads((root / PLAN).read_text(encoding="utf-8"))
         arms = tuple(Arm(arm["name"], arm["variant"], _read(arm["settings"])) for arm in saved["arms"])
         tune = {path: [yaml_file.read_field(path, value) for value in values] for path, values in saved["tune"].items()}
         seeds = tuple(saved["seeds"])

@@ -28,7 +28,7 @@ from setwise.launch import is_first
 from setwise.nn.gather import place
 from setwise.recipes import Recipe, yaml_file
 from setwise.recipes.stages import stage_before
-from setwise.run_folder import RunFolder, claimed, commit, read_lines, unwritable, versions, write_whole
+from setwise.run_folder import PLAN, RunFolder, claimed, commit, read_lines, unwritable, versions, write_whole
 from setwise.scoring import Model, class_table, scores_of
 from setwise.tasks import Classification
 from setwise.trainer import make_trainer, meet_again
@@ -101,7 +101,8 @@ def _fit(
     before = stage_before(recipe)
     ready, earlier = recipe, 0.0
     if before is not None:
-        ready, earlier = _after(before, recipe, folder, progress=progress, say=say, callbacks=callbacks)
+        told: dict[str, Any] = {"progress": progress, "say": say, "callbacks": callbacks}
+        ready, earlier = _after(before, recipe, folder, resume=resume, told=told)
     start = time.monotonic()
     work = make_work(ready, say)
     task, loaders = work.task, work.loaders
@@ -139,15 +140,17 @@ def _fit(
 
 
 def _after(
-    before: Recipe, recipe: Recipe, folder: RunFolder, *, progress: bool, say: Say, callbacks: tuple[Callback, ...]
+    before: Recipe, recipe: Recipe, folder: RunFolder, *, resume: bool, told: dict[str, Any]
 ) -> tuple[Recipe, float]:
     """Train the stage before; the recipe that goes on from it, and the seconds it took."""
     if not RunFolder(folder.before).complete:
         rehearse(recipe, say=say_nothing)  # what is wrong with the last stage is said before the first
         if is_first():
-            _write_head(folder, recipe, ())
-    say(f"Before {recipe.name}: {before.name}, in {folder.before}.")
-    line, made = _fit(before, folder.before, resume=True, progress=progress, say=say, callbacks=callbacks)
+            with claimed(folder.path):
+                _check_folder(folder, recipe, resume=resume)  # again, for another process may have come before
+                _write_head(folder, recipe, ())
+    told["say"](f"Before {recipe.name}: {before.name}, in {folder.before}.")
+    line, made = _fit(before, folder.before, resume=True, **told)
     starts = {"backbone.weights": str(made.weights)} if recipe.before.use == "start" else None
     return recipe.override(starts or {"criterion.teacher": str(made.path)}), line["seconds"]
 
@@ -255,6 +258,8 @@ def _check_folder(folder: RunFolder, recipe: Recipe, *, resume: bool) -> None:
     Where the data lies and how it is read may change, and what to do about a loss that is no number: a run that was
     stopped so may go on.
     """
+    if (folder.path / PLAN).is_file():
+        raise RunError(f"{folder.path} is a comparison, which `setwise compare {folder.path} --resume` finishes.")
     of_a_start = OF_A_START if resume else set()
     if resume and folder.recipe.is_file():
         begun = yaml_file.read(folder.recipe)

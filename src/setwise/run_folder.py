@@ -38,6 +38,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 __all__ = [
+    "PLAN",
     "RunFolder",
     "claimed",
     "commit",
@@ -52,11 +53,15 @@ __all__ = [
 ]
 
 
+PLAN = "plan.json"
+"""What a folder of a comparison has, and that of a run has not."""
+
+
 class RunFolder:
     """The files of one run, by what they are."""
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = Path(path).expanduser()  # as Lightning does with its part of the files
         self.recipe = self.path / "recipe.yaml"
         self.before = self.path / "before"
         self.environment = self.path / "environment.json"
@@ -97,7 +102,12 @@ def fresh_folder(root: Path, name: str) -> Path:
         path = root / (name if number == 1 else f"{name}-{number}")
         try:
             path.mkdir(parents=True)
-        except FileExistsError:
+        except FileExistsError as error:
+            if not os.path.lexists(path):
+                raise RunError(
+                    f"The run folder {path} cannot be made: {root} is no folder, or a link to none. Choose another "
+                    "with --out."
+                ) from error
             number += 1
         except OSError as error:
             raise RunError(
@@ -200,7 +210,8 @@ def claimed(folder: Path, *, patience: float = 10.0) -> Iterator[None]:
             time.sleep(0.2)
         yield
     finally:
-        fcntl.flock(handle, fcntl.LOCK_UN)  # for readers of images, too, which have inherited it
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_UN)  # for readers of images, too, which have inherited it
         os.close(handle)
 
 

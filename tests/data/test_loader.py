@@ -246,6 +246,12 @@ def test_corrupt_files_are_left_out_and_counted_where_the_user_says_so(tmp_path)
     assert "0005.png" in loader.skipped[3]
 
 
+def test_a_training_batch_of_which_nothing_can_be_read_ends_the_run(tmp_path):
+    split = in_files(tmp_path, broken=tuple(range(10)))
+    with pytest.raises(DataError, match=r"No image of a training batch can be read; the first: .*\.png"):
+        list(loader_of(split, on_error="skip", train=True, batch_size=3, num_workers=0))
+
+
 def test_a_file_that_vanishes_is_named(tmp_path):
     split = in_files(tmp_path)
     Path(split.images.paths[4]).unlink()

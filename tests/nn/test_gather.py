@@ -12,7 +12,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
-from setwise.nn import BatchFormer, BatchFormerV2, MomentumContrast, record_attention
+from setwise.nn import BatchFormer, BatchFormerV2, KeyQueue, MomentumContrast, record_attention
 from setwise.nn.gather import gather_objects, gather_set
 
 WORLD, B, N, C = 2, 5, 3, 12
@@ -76,6 +76,7 @@ def one_of_two(rank, folder):
     x = batches()["v1"][mine]
     found["masked"] = relation(x, masks()[mine]).detach()
     found["queue"] = keys_of_two_steps(batches()["v1"][mine], rank)
+    found["unequal"] = keys_of_unequal_shares(rank)
     found["padded"] = padded(networks()["v2"], batches()["v2"][mine], paddings()[mine])
     with record_attention(relation.eval()) as maps:
         assert relation(x) is x
@@ -95,6 +96,13 @@ def keys_of_two_steps(x, rank):
     for step in range(2):
         contrast(encoder, encoder(x), x + step, torch.full((B,), 10 * step + rank))
     return contrast.queue.read()
+
+
+def keys_of_unequal_shares(rank):
+    """A process where an image could not be read has one key less."""
+    queue = KeyQueue(8, 1, gather=True)
+    queue.write(torch.full((2 + rank, 1), float(rank)), torch.full((2 + rank,), rank))
+    return [tensor.tolist() for tensor in queue.read()]
 
 
 def padded(network, x, padding):
@@ -151,6 +159,10 @@ def test_keys_of_all_processes_are_in_one_queue(findings):
     assert len(keys.unique(dim=0)) == len(keys)
     assert torch.equal(keys, findings[1]["queue"][0])
     assert torch.equal(target, findings[1]["queue"][1])
+
+
+def test_unequal_shares_are_kept_in_one_queue(findings):
+    assert [found["unequal"] for found in findings] == [[[[0.0], [0.0], [1.0], [1.0], [1.0]], [0, 0, 1, 1, 1]]] * WORLD
 
 
 @pytest.mark.parametrize("name", ["v1", "v2"])

@@ -95,6 +95,18 @@ def test_batch_norm_updates_its_statistics_once_and_has_the_gradients_of_its_mic
     assert ours[1].momentum == 0.1
 
 
+def test_a_graph_that_is_retained_is_run_backward_again():
+    backbone, (image, _) = convolutions(nn.BatchNorm2d), batch()
+    z = in_micro_batches(backbone, image, SIZE)
+    seen = backbone[1].num_batches_tracked.item(), backbone[1].running_mean.clone()
+    z.square().sum().backward(retain_graph=True)
+    once = [p.grad.clone() for p in backbone.parameters()]
+    z.square().sum().backward()
+    torch.testing.assert_close([p.grad for p in backbone.parameters()], [2 * grad for grad in once])
+    assert (backbone[1].num_batches_tracked.item(), backbone[1].momentum) == (seen[0], 0.1)
+    assert torch.equal(backbone[1].running_mean, seen[1])
+
+
 def test_clipping_sees_the_same_norm():
     assert_equal(gradients(vit(), micro, clip=0.1), gradients(vit(), whole, clip=0.1), 1e-10)
 

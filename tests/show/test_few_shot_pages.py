@@ -1,5 +1,8 @@
 """What is drawn of few-shot networks: whom a query looked at, and what its neighbours are."""
 
+import io
+from dataclasses import replace
+
 import numpy as np
 import torch
 from matplotlib.colors import to_rgb
@@ -24,6 +27,11 @@ def attended(weights, highest=None):
         predicted=0,
         name="owl",
     )
+
+
+def test_a_class_may_be_called_by_a_price():
+    figure = support_figure(replace(attended(np.full((1, 1, 2, 2), 0.25, dtype=np.float32)), name="$100_$200"))
+    figure.savefig(io.BytesIO())
 
 
 def test_opacity_over_a_support_image_is_the_weight_over_the_highest_of_all_images():

@@ -74,7 +74,13 @@ def check_numbers(recipe: Recipe) -> None:
     at_least |= {"trainer.max_steps": 1, "trainer.devices": 1, "trainer.num_nodes": 1, "num_seeds": 1}
     at_least |= {"relation.related_weight": 0, "relation.memory": 0, "relation.num_inducing": 1}
     at_least |= {"relation.official_replicas": 1, "optimizer.lr": 0}
-    at_least |= {"data.batch_size": 1, "data.micro_batch": 1, "optimizer.every": 1, "optimizer.warmup_epochs": 0}
+    at_least |= {
+        "data.num_workers": 0,
+        "data.batch_size": 1,
+        "data.micro_batch": 1,
+        "optimizer.every": 1,
+        "optimizer.warmup_epochs": 0,
+    }
     for path, smallest in at_least.items():
         group, _, name = path.rpartition(".")
         value = getattr(getattr(recipe, group) if group else recipe, name)
@@ -184,6 +190,11 @@ def _check_meta(recipe: Recipe) -> None:
         raise InvalidInput(
             "--data.sampler meta learns class rates beside a classifier on a frozen backbone: add --backbone.frozen, "
             "with --head.name linear or cosine, and without mixup, cutmix or a teacher."
+        )
+    if recipe.trainer.precision in ("bf16-true", "16-true"):
+        raise InvalidInput(
+            "--data.sampler meta moves class rates by steps that half precision rounds away, but --trainer.precision "
+            f"is {recipe.trainer.precision}: take bf16-mixed."
         )
     if data.meta_pool < 2 or data.batch_size < data.meta_pool or data.meta_rate < 0 or not 0 <= data.meta_power <= 1:
         raise InvalidInput(

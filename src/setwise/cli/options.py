@@ -88,7 +88,19 @@ def find_recipe(name: str) -> Recipe:
 
 def parse(verb: str, own: type[T], args: Sequence[str]) -> T:
     """Parse the options of a verb that takes no recipe fields."""
-    return tyro.cli(own, args=list(args), prog=f"setwise {verb}", description=inspect.getdoc(own))
+    return _at_home(tyro.cli(own, args=list(args), prog=f"setwise {verb}", description=inspect.getdoc(own)))
+
+
+def _at_home(own: T) -> T:
+    """Paths with the home folder in the place of ~, which shells leave in --out=~/runs."""
+    named: Any = own
+    values = {field.name: getattr(own, field.name) for field in dataclasses.fields(named)}
+    for name, value in values.items():
+        if isinstance(value, Path):
+            values[name] = value.expanduser()
+        elif isinstance(value, tuple):
+            values[name] = tuple(each.expanduser() if isinstance(each, Path) else each for each in value)
+    return dataclasses.replace(named, **values)
 
 
 def parse_with_recipe(verb: str, name: str, own: type[T], recipe: Recipe, args: Sequence[str]) -> tuple[T, Recipe]:
@@ -123,7 +135,7 @@ def parse_with_recipe(verb: str, name: str, own: type[T], recipe: Recipe, args: 
     if parsed.backbone.name != recipe.backbone.name:
         kept["backbone"] = {}  # another network knows nothing of them
     options = {f"{group}.options": kept[group] | given[group] for group in OPEN}
-    return parsed.own, dataclasses.replace(recipe, **values).override(options)
+    return _at_home(parsed.own), dataclasses.replace(recipe, **values).override(options)
 
 
 def named_value(text: str) -> tuple[str, Any]:

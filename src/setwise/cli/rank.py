@@ -47,7 +47,9 @@ def rank_(args: Sequence[str]) -> None:
     columns = list(
         dict.fromkeys([*(c for row in ours.values() for c in row), *(c for r in reported.values() for c in r)])
     )
-    table = Table("run", *columns, "rank", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    for heading in ("run", *columns, "rank"):
+        table.add_column(Text(heading))  # a folder's name is no markup
     for name, row in ours.items():
         cells = (f"{100 * row[c][0]:.1f} ± {100 * row[c][1]:.1f}" if c in row else "" for c in columns)
         table.add_row(Text(name), *cells, f"{ranks[name]:.2f}")

@@ -25,7 +25,7 @@ from setwise.errors import InvalidInput, RunError
 from setwise.launch import is_first
 from setwise.recipes import Recipe
 from setwise.recipes.schema import Variant
-from setwise.run_folder import RunFolder, fresh_folder, read_classes
+from setwise.run_folder import PLAN, RunFolder, fresh_folder, read_classes
 
 if TYPE_CHECKING:
     from setwise.judge import Plan
@@ -161,6 +161,8 @@ class _Predict:
     """Add the logit adjustment that validation chose in training."""
     batch_size: int = 64
     """Images at a time."""
+    num_workers: int | None = None
+    """Processes that read images; none named: one a core."""
     support: Path | None = None
     """Few-shot runs: folder with a few images of each new class, SUPPORT/<class>/."""
 
@@ -170,7 +172,7 @@ def predict_(args: Sequence[str]) -> None:
     options = parse("predict", _Predict, args)
     from setwise.inference import predict, write_csv
 
-    how = {name: getattr(options, name) for name in ("top_k", "adjusted", "batch_size", "support")}
+    how = {name: getattr(options, name) for name in ("top_k", "adjusted", "batch_size", "num_workers", "support")}
     found = predict(options.run, options.inputs, **how)
     write_csv(found, options.out)
     if options.out is not None:
@@ -261,7 +263,7 @@ def report_(args: Sequence[str]) -> None:
     from setwise.judge import judge
     from setwise.report import comparison_table, write_report, write_run_report
 
-    if (folder / "plan.json").is_file():
+    if (folder / PLAN).is_file():
         comparison = judge(folder)
         Console().print(comparison_table(comparison))
         print(f"report  {write_report(comparison, folder)}")

@@ -29,6 +29,7 @@ __all__ = [
     "Pack",
     "PackedImages",
     "StackedImages",
+    "as_text",
     "decode",
     "decode_all",
     "fits_in_memory",
@@ -61,18 +62,27 @@ def decode(path: str | os.PathLike[str]) -> UInt8[Tensor, "3 h w"]:
     return decode_from(path, path)
 
 
+def as_text(name: object) -> str:
+    r"""A name of a file that is no text, as files of other systems may have, with its bytes spelt out.
+
+    >>> print(as_text(os.fsdecode(b"caf\xe9.jpg")))
+    caf\xe9.jpg
+    """
+    return str(name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 def decode_from(source: str | os.PathLike[str] | io.BytesIO, name: object) -> UInt8[Tensor, "3 h w"]:
     """:func:`decode` of a file or of its bytes; ``name`` is what errors call it."""
     try:
         with Image.open(source) as image:
             pixels = to_rgb(image)
     except FileNotFoundError as error:
-        raise DataError(f"{name} is missing") from error
+        raise DataError(f"{as_text(name)} is missing") from error
     except (
         Exception
     ) as error:  # a broken file makes Pillow's codecs raise OSError, SyntaxError, ValueError, struct.error
         reason = "no image format is recognised" if isinstance(error, UnidentifiedImageError) else str(error)
-        raise DataError(f"{name} cannot be read as an image ({reason})") from error
+        raise DataError(f"{as_text(name)} cannot be read as an image ({as_text(reason)})") from error
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 

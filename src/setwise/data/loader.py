@@ -213,7 +213,8 @@ class Loader(DataLoader[Any]):
         """Batches of one epoch.
 
         Raises:
-            DataError: naming the images of a batch that cannot be read, unless they are to be skipped.
+            DataError: naming the images of a batch that cannot be read, unless they are to be skipped; a training
+                batch of which none can be read is an error all the same, for a step without images is none.
         """
         fetched = super().__iter__()
         try:
@@ -224,6 +225,11 @@ class Loader(DataLoader[Any]):
                     raise batch
                 if batch is not None:
                     yield batch
+                elif isinstance(self.sampler, EpochSampler) and self.sampler.train:
+                    raise DataError(
+                        f"No image of a training batch can be read; the first: {problems[0]}. Repair what is named or "
+                        "remove it, or raise --data.batch-size."
+                    )
         except DataError:
             # Ends the workers now: torch waits five seconds for them where they are left to the garbage collector.
             del fetched

@@ -16,6 +16,7 @@ from setwise.data.images import (
     Images,
     ListedImages,
     StackedImages,
+    as_text,
     decode_all,
     fits_in_memory,
     image_sizes,
@@ -182,7 +183,7 @@ def shared_images(listings: Mapping[str, Listing]) -> tuple[str, ...]:
     for (one, first), (other, second) in combinations(files.items(), 2):
         shared = first & second
         if shared:
-            notes.append(f"Images both in {one} and in {other}: {len(shared)} (as {min(shared)}).")
+            notes.append(f"Images both in {one} and in {other}: {len(shared)} (as {as_text(min(shared))}).")
     return tuple(notes)
 
 

@@ -1,7 +1,6 @@
 """The set across micro-batches: features of a large batch in the memory of a small one, with exact gradients."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -53,26 +52,33 @@ def in_micro_batches(backbone: nn.Module, x: Tensor, size: int) -> Tensor:
     return torch.cat(
         [
             checkpoint(
-                backbone, part, use_reentrant=False, context_fn=lambda: (nullcontext(), _statistics_kept(backbone))
+                backbone, part, use_reentrant=False, context_fn=lambda: (nullcontext(), _StatisticsKept(backbone))
             )
             for part in x.split(size)
         ]
     )
 
 
-@contextmanager
-def _statistics_kept(backbone: nn.Module) -> Iterator[None]:
-    """Leave BatchNorm's running statistics and counters as they are, while it normalises as in training."""
-    norms = [m for m in backbone.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
-    momenta = [norm.momentum for norm in norms]
-    counters = [norm.num_batches_tracked for norm in norms if norm.num_batches_tracked is not None]
-    counts = [counter.clone() for counter in counters]
-    for norm in norms:
-        norm.momentum = 0.0  # what is mixed in has no weight
-    try:
-        yield
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
+class _StatisticsKept:
+    """Leave BatchNorm's running statistics and counters as they are, while it normalises as in training.
+
+    A context that can be entered again, once for each backward pass through a graph that is retained.
+    """
+
+    def __init__(self, backbone: nn.Module) -> None:
+        self.backbone = backbone
+        self.kept: list[tuple[_BatchNorm, float | None, Tensor | None]] = []
+
+    def __enter__(self) -> None:
+        for norm in self.backbone.modules():
+            if isinstance(norm, _BatchNorm) and norm.training and norm.track_running_stats:
+                counter = norm.num_batches_tracked
+                self.kept.append((norm, norm.momentum, None if counter is None else counter.clone()))
+                norm.momentum = 0.0  # what is mixed in has no weight
+
+    def __exit__(self, *error: object) -> None:
+        for norm, momentum, count in self.kept:
             norm.momentum = momentum
-        for counter, count in zip(counters, counts, strict=True):
-            counter.copy_(count)
+            if norm.num_batches_tracked is not None and count is not None:
+                norm.num_batches_tracked.copy_(count)
+        self.kept.clear()

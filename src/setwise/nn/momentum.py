@@ -9,7 +9,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from setwise.errors import InvalidInput
-from setwise.nn.gather import gather_set
+from setwise.nn.gather import gather_ragged
 from setwise.nn.micro_batch import in_micro_batches
 
 __all__ = ["Compared", "KeyQueue", "MomentumContrast", "follow"]
@@ -73,7 +73,7 @@ class KeyQueue(nn.Module):
                 f"{list(target.shape)}."
             )
         if self.gather:
-            keys, target = gather_set(keys.detach()), gather_set(target)
+            keys, target = gather_ragged(keys.detach()), gather_ragged(target)
         if not bool(torch.isfinite(keys).all()):
             return
         keys, target = keys[-self.size :], target[-self.size :]

@@ -32,7 +32,8 @@ def write(recipe: Recipe, path: Path) -> None:
     """
     recipe = dataclasses.replace(recipe, smoke={}, ran=())
     fields = {name: value for name, value in _plain(dataclasses.asdict(recipe)).items() if name not in NOT_OF_A_RUN}
-    header = f"# {recipe.summary}\n# Run it again: setwise train {path.name} (what the fields mean: --help)\n"
+    summary = " ".join(recipe.summary.split())  # one line, or the rest of it would be no comment
+    header = f"# {summary}\n# Run it again: setwise train {path.name} (what the fields mean: --help)\n"
     body = yaml.safe_dump(fields, sort_keys=False, width=100, allow_unicode=True)
     write_whole(path, header + body)
 

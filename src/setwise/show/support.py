@@ -137,7 +137,9 @@ def support_figure(attended: Attended) -> Figure:
     axes = figure.subplots(1, 1 + count, squeeze=False)[0]
     right = attended.label == attended.predicted
     axes[0].imshow(_marked(attended))
-    axes[0].set_title(f"query: {attended.name}" + ("" if right else ", scored as another class"), fontsize=8)
+    axes[0].set_title(
+        f"query: {attended.name}" + ("" if right else ", scored as another class"), fontsize=8, parse_math=False
+    )
     for number, (panel, picture) in enumerate(zip(axes[1:], attended.support, strict=True)):
         panel.imshow(_covered(picture, attended.weights[:, number] / attended.highest[:, None, None]))
         share = 100 * attended.weights[:, number].sum((1, 2))

@@ -35,7 +35,7 @@ class Distilled(Classification):
         self._temperature = temperature
 
     def _losses(self, logits: Tensor, batch: Batch | BatchOfViews, compared: Compared | None) -> Float[Tensor, "rows"]:
-        teacher = self._teacher[0].to(batch.image.device)
+        teacher = self._teacher[0].to(batch.image.device, batch.image.dtype)
         with torch.no_grad():
             taught = in_micro_batches(teacher, batch.image, self.micro_batch or len(batch.image))
         wanted = streams.tile(taught, like=logits)

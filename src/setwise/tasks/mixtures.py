@@ -47,6 +47,9 @@ class Mixtures(Classification):
         self.project = nn.Linear(dim, PROJECTED)
         self.predict = nn.Linear(PROJECTED, PROJECTED)
         self._epochs = epochs
+        # Not in the step, where half precision would be the default of what they draw.
+        how = {"alpha": cast(GLMC, self.criterion).mixture, "num_classes": num_classes}
+        self._mixes = (v2.MixUp(**how), v2.CutMix(**how))  # in a tuple, so that they are no submodules
 
     def training_step(self, batch: Batch | BatchOfViews, batch_idx: int) -> Tensor:
         """Mix, score both mixtures in both streams, and draw their projections to each other."""
@@ -54,8 +57,8 @@ class Mixtures(Classification):
             raise InvalidInput("GLMC mixes two views of each image: make_loader(..., views=[...]).")
         criterion = cast(GLMC, self.criterion)
         size = self.micro_batch or len(batch.image)
-        how = {"alpha": criterion.mixture, "num_classes": len(self.counts)}
-        mixed = [v2.MixUp(**how)(batch.image, batch.target), v2.CutMix(**how)(batch.views[0], batch.target)]
+        by_pixel, by_patch = self._mixes
+        mixed = [by_pixel(batch.image, batch.target), by_patch(batch.views[0], batch.target)]
         features = [in_micro_batches(self.backbone, image, size) for image, _ in mixed]
         total = self._drawn_together(features) * criterion.consistency
         for z, (_, shares) in zip(features, mixed, strict=True):
