@@ -1,5 +1,8 @@
 """Small runs that are broken off, and what the tests of them share."""
 
+import resource
+from contextlib import contextmanager
+
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
@@ -51,3 +54,14 @@ def broken_off(recipe, out, epoch=3):
     with pytest.raises(ConnectionError):
         fit(recipe, out, callbacks=(At(epoch, give_up),))
     return RunFolder(out)
+
+
+@contextmanager
+def room(bytes_of_a_file):
+    """No file may be larger: the system answers as a full disk does, with another number."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_of_a_file, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import resource
 import shutil
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from surviving import room
 
 from setwise import inference
 from setwise.cli import main
@@ -157,15 +157,28 @@ def test_a_transductive_run_is_not_exported(tmp_path, capsys):
 
 
 def test_export_into_a_full_disk_is_a_sentence(trained, tmp_path):
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, limits[1]))
-    try:
-        for name in ("safetensors", "torch"):
-            with pytest.raises(RunError, match=r"cannot be written: File too large"):
-                export(trained, tmp_path / "out", (name,))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    for name in ("safetensors", "torch"):
+        with room(1024), pytest.raises(RunError, match=r"cannot be written: File too large"):
+            export(trained, tmp_path / "out", (name,))
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_reader_of_images_that_dies_in_predict_is_a_sentence(trained_on_images, monkeypatch, capsys):
+    def dead(task, loader):
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that ...\nmore")
+
+    monkeypatch.setattr(inference, "scores_of", dead)
+    assert main(["predict", str(trained_on_images / "run"), str(trained_on_images / "data")]) == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert "A process that reads images died (DataLoader worker (pid 7)" in said
+    assert "--num-workers 0" in said
+
+
+def test_a_file_may_begin_with_a_tilde(trained_on_images, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(next((trained_on_images / "data").rglob("*.png")), "~photo.png")
+    assert [found.path for found in predict(trained_on_images / "run", [Path("~photo.png")])] == ["~photo.png"]
+    assert main(["predict", str(trained_on_images / "run"), "~photo.png"]) == 0
 
 
 def test_processes_that_read_images_are_as_many_as_named(trained_on_images, monkeypatch):

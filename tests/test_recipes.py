@@ -173,6 +173,7 @@ PUBLISHED = {
         *(0.4, 5e-4, 512, 10),
         {"data.sampler": "shuffle", "criterion.name": "balanced-softmax"},
     ),
+    # That cRT and LWS have the settings of the decoupled Balanced Softmax is ours.
     "cifar100-lt-crt": (0.1, 5e-4, 512, 105, {"data.sampler": "class-balanced"}),  # 2,000 steps of 19 an epoch
     "cifar100-lt-lws": (0.1, 5e-4, 512, 105, {"head.name": "lws"}),
     "imagenet-lt-crt": (0.4, 5e-4, 512, 10, {"data.sampler": "class-balanced"}),

@@ -4,6 +4,8 @@ import shutil
 from contextlib import suppress
 from functools import partial
 
+import fakes
+import few_shot_fakes
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
@@ -148,13 +150,28 @@ def test_a_pool_that_the_stage_before_trains_may_be_frozen():
         make_backbone(recipe.override({"before.recipe": None}), **size)
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"trainer.devices": 5000}, r"The train part has \d+ images, too few for 5000 processes"),
-        ({"trainer.devices": 2, "relation.gather": True, "data.on_error": "skip"}, "needs as many images on every"),
-    ],
-)
-def test_shares_that_processes_cannot_have_are_refused(changes, message):
-    with pytest.raises(InvalidInput, match=message):
-        make_work(TINY.override(changes), lambda text: None)  # which starts none of them
+def test_parts_that_are_too_small_for_the_processes_are_refused():
+    with pytest.raises(InvalidInput, match=r"The train part has \d+ images, too few for 5000 processes"):
+        make_work(TINY.override({"trainer.devices": 5000}), lambda text: None)  # which starts none of them
+    splits = build_data(TINY)
+    with pytest.raises(InvalidInput, match=r"The val part has 240 images, too few for 241 processes"):
+        make_work(TINY.override({"trainer.devices": len(splits.val) + 1}), lambda text: None)
+
+
+def test_fewer_episodes_than_processes_are_refused(tmp_path):
+    data = {f"data.{name}": value for name, value in few_shot_fakes.write("omniglot", tmp_path).items()}
+    recipe = RECIPES["omniglot-ctx"].override(RECIPES["omniglot-ctx"].smoke | data)
+    with pytest.raises(InvalidInput, match=r"The test part has 1 episodes, too few for 2 processes"):
+        make_work(recipe.override({"trainer.devices": 2, "episodes.test": 1}), lambda text: None)
+
+
+def test_shares_that_may_become_unequal_are_not_gathered(tmp_path):
+    options = fakes.write("image-folder", tmp_path, "train-val-test")
+    recipe = RECIPES["image-folder"]
+    recipe = recipe.override(recipe.smoke | {f"data.{name}": value for name, value in options.items()})
+    recipe = recipe.override({"relation.gather": True, "data.on_error": "skip", "trainer.devices": 2})
+    in_files = recipe.override({"data.cache": "files"})
+    with pytest.raises(InvalidInput, match=r"`relation\.gather` needs as many images on every process"):
+        make_work(in_files, lambda text: None)
+    for harmless in (recipe, in_files.as_variant("plain"), in_files.override({"trainer.devices": 1})):
+        make_work(harmless, lambda text: None)

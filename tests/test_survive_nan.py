@@ -49,6 +49,15 @@ def test_a_nan_in_a_batch_stops_the_run_and_leaves_its_images(tmp_path, nan_batc
     assert all(torch.isfinite(value).all() for value in load_file(folder.weights).values())
 
 
+def test_a_nan_in_the_last_of_so_many_steps_is_said_before_anything_is_validated(tmp_path, nan_batches):
+    recipe = TINY.override({"trainer.max_steps": 7, "trainer.val_every": 1, "trainer.select": "best"})
+    with pytest.raises(RunError, match="loss of epoch 1, step 2 is not a finite number"):
+        fit(recipe, tmp_path / "run")
+    assert all(
+        value.isfinite().all() for value in read_checkpoint(RunFolder(tmp_path / "run").best)["state_dict"].values()
+    )
+
+
 def test_a_skipped_step_leaves_the_network_as_it_was_and_is_counted(tmp_path, nan_batches):
     nan_batches[0].add((1, 3))
     recipe = TINY.override({"trainer.on_nan": "skip"})

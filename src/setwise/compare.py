@@ -14,6 +14,7 @@ from setwise.errors import InvalidInput, RunError, choose
 from setwise.jobs import Job, Progress, run_jobs
 from setwise.judge import Arm, Plan, read_plan, write_plan
 from setwise.launch import started
+from setwise.machine import at_home
 from setwise.metrics import lower_is_better
 from setwise.nn.attend import ATTEND
 from setwise.recipes import Recipe
@@ -124,7 +125,7 @@ def compare(
     Raises:
         RunError: if runs failed; the others are complete and ``--resume`` continues.
     """
-    root = Path(root).expanduser()
+    root = at_home(root)
     if workers is not None and workers < 1:
         raise InvalidInput(f"`workers` must be at least 1, but it is {workers}.")
     begun = plan is None

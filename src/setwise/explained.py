@@ -12,10 +12,9 @@ from setwise.errors import RunError, SetwiseError, Stopped, out_of_memory
 from setwise.recipes import Recipe
 from setwise.run_folder import unwritable
 
-__all__ = ["DEAD_WORKER", "explained"]
+__all__ = ["dead_reader", "explained"]
 
 DEAD_WORKER = "DataLoader worker"
-"""How torch's error begins where a process that reads images is gone."""
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 UNWRITABLE |= {errno.ENOTDIR, errno.EEXIST, errno.EISDIR}
 
@@ -56,13 +55,20 @@ def explained(recipe: Recipe, folder: Path) -> Iterator[None]:
         raise
 
 
+def dead_reader(error: str) -> str | None:
+    """What happened, where torch says that a process that reads images is gone; None for another error."""
+    if not error.startswith(DEAD_WORKER):
+        return None
+    said = error.splitlines()[0].rstrip(".")
+    return f"A process that reads images died ({said}): most often memory, or the shared memory in /dev/shm, ran out."
+
+
 def _sentence(error: str, recipe: Recipe, *, memory: bool) -> str | None:
     data = recipe.data
-    if error.startswith(DEAD_WORKER):
+    if dead := dead_reader(error):
         return (
-            f"A process that reads images died ({error.splitlines()[0].rstrip('.')}): most often memory, or the shared "
-            "memory in /dev/shm, ran out. Continue a run with --resume and fewer (--data.num-workers 1) or none "
-            "(--data.num-workers 0); for a comparison change data.num_workers in its recipe.yaml."
+            f"{dead} Take fewer (--data.num-workers 1) or none (--data.num-workers 0); a training continues with "
+            "--resume. For a comparison change data.num_workers in its recipe.yaml."
         )
     if recipe.task == "few-shot" and memory:
         return (

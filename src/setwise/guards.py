@@ -108,13 +108,8 @@ class NoNumber(Callback):
             self._take_back(trainer, pl_module)
         if self.action == "stop":
             self._kept.append((batch_idx, outputs["loss"], batch.index))
-            if (batch_idx + 1) % CHECK_EVERY == 0 or trainer.is_last_batch:
+            if (batch_idx + 1) % CHECK_EVERY == 0 or trainer.is_last_batch or trainer.should_stop:
                 self._look(trainer)
-
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Look at what is left where `max_steps` ended an epoch."""
-        if self.action == "stop":
-            self._look(trainer)
 
     def _look(self, trainer: L.Trainer) -> None:
         mine = None

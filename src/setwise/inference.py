@@ -18,7 +18,7 @@ from setwise.data.images import ImageFiles, StackedImages, as_text, decode
 from setwise.data.problems import settle, shorten
 from setwise.data.transforms import normalise, to_grey
 from setwise.errors import DataError, InvalidInput, MissingFile, RunError, out_of_memory
-from setwise.explained import DEAD_WORKER, explained
+from setwise.explained import dead_reader, explained
 from setwise.metrics import adjust
 from setwise.recipes import Recipe, yaml_file
 from setwise.run import load_run
@@ -80,7 +80,7 @@ def predict(
         top_k: classes per image.
         adjusted: add the logit adjustment that validation chose, as the adjusted metrics do.
         batch_size: images at a time; predictions do not depend on it, unless the run relates at test time.
-        num_workers: processes that read images; None: one a core.
+        num_workers: processes that read images, where there is no ``support``; None: one a core.
         support: of a few-shot run: a folder with a few images of each class, ``support/<class>/``.
 
     Returns:
@@ -118,11 +118,8 @@ def _fitting(batch_size: int) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if str(error).startswith(DEAD_WORKER):
-            raise RunError(
-                f"A process that reads images died ({str(error).splitlines()[0].rstrip('.')}): most often memory, or "
-                "the shared memory in /dev/shm, ran out. Take fewer (--num-workers 1) or none (--num-workers 0)."
-            ) from error
+        if dead := dead_reader(str(error)):
+            raise RunError(f"{dead} Take fewer (--num-workers 1) or none (--num-workers 0).") from error
         if not out_of_memory(error):
             raise
         raise RunError(

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from setwise.errors import RunError
+from setwise.machine import at_home
 from setwise.metrics import (
     Interval,
     Verdict,
@@ -164,7 +165,7 @@ def judge(root: str | Path) -> Comparison:
     Raises:
         RunError: if a run of the plan is missing or they were not tested on the same images.
     """
-    root = Path(root)
+    root = at_home(root)
     plan = read_plan(root)
     runs = {arm.name: _read_runs(plan, root, arm) for arm in plan.arms}
     first = runs["plain"].lines[0]

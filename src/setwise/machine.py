@@ -1,14 +1,26 @@
-"""What a measurement must know of the machine it is taken on: the processor's name, and the memory of this process."""
+"""The machine: its processor's name, the memory of this process, and the home folder of whoever runs it."""
 
+import os
 import platform
 import sys
 from pathlib import Path
 
-__all__ = ["RETURN", "peak_resident", "processor", "resident"]
+__all__ = ["RETURN", "at_home", "peak_resident", "processor", "resident"]
 
 STATUS = Path("/proc/self/status")
 RETURN = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 """Environment in which glibc's allocator gives freed blocks back, so that the peak is what was needed at once."""
+
+
+def at_home(path: str | os.PathLike[str]) -> Path:
+    """A path with the home folder in the place of ~, which shells leave in --out=~/runs; others as they are.
+
+    Path.expanduser ends in an error where ~name is a file and no user.
+
+    >>> at_home("~/runs").is_absolute(), str(at_home("~photo.jpg"))
+    (True, '~photo.jpg')
+    """
+    return Path(os.path.expanduser(path))
 
 
 def peak_resident() -> float:

@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from setwise.errors import MissingFile, RunError
+from setwise.machine import at_home
 from setwise.recipes.schema import Recipe
 
 try:
@@ -61,7 +62,7 @@ class RunFolder:
     """The files of one run, by what they are."""
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path).expanduser()  # as Lightning does with its part of the files
+        self.path = at_home(path)  # as Lightning does with its part of the files
         self.recipe = self.path / "recipe.yaml"
         self.before = self.path / "before"
         self.environment = self.path / "environment.json"

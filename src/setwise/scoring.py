@@ -74,7 +74,7 @@ class Model:
             raise InvalidInput(
                 f"{path} was trained on {len(self.class_names)} classes ({', '.join(self.class_names[:3])} ...), but "
                 f"the data has {len(splits.class_names)} ({', '.join(splits.class_names[:3])} ...): name the folder "
-                "that it was trained on."
+                "that it was trained on (--data.root; of `setwise show` --root)."
             )
 
 

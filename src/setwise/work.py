@@ -23,10 +23,10 @@ from setwise.build import (
     too_late,
     training_sources,
 )
+from setwise.build.data_checks import check_gathered, check_primary, check_processes
 from setwise.data.few_shot import EpisodeLoader, FewShotSplits
 from setwise.episodes import EpisodicModel, episode_scores, score_sets, write_episode_results
 from setwise.errors import DataError, InvalidInput, RunError, SetwiseError, choose
-from setwise.launch import started
 from setwise.models import TauNormalized
 from setwise.models.weights import read_state
 from setwise.recipes import Recipe, yaml_file
@@ -184,43 +184,16 @@ def _classifying(recipe: Recipe, say: Say) -> _Classifying:
                 f"No image is left for the {part} part of {recipe.data.name}: bring more images or a part of its own, "
                 "or raise --data.val-fraction."
             )
-    _check_processes(recipe, {part: len(getattr(splits, part)) for part in PARTS}, "images")
+    processes = check_processes(recipe, {part: len(getattr(splits, part)) for part in PARTS}, "images")
+    check_gathered(recipe, splits, processes)
     model = Model.of(splits)
     loaders = {
         part: build_loader(recipe if part == "train" else for_evaluation(recipe), splits, part) for part in PARTS
     }
     task = _classification(recipe, model, say, teacher=_teacher_of(recipe, model, drawn=splits.val_by_seed))
     for part in ("test", *["val"] * (recipe.trainer.select != "last")):
-        _check_primary(recipe, task, getattr(splits, part).target, part)
+        check_primary(recipe, task, getattr(splits, part).target, part)
     return _Classifying(recipe, task, loaders, notes, model)
-
-
-def _check_processes(recipe: Recipe, sizes: Mapping[str, int], what: str) -> None:
-    """Refuse parts that are too small for every process to have a share, and shares that could not be gathered."""
-    devices, num_nodes = started(recipe.trainer.devices, recipe.trainer.num_nodes)
-    processes = devices * num_nodes
-    for part, size in sizes.items():
-        if size < processes:
-            raise InvalidInput(
-                f"The {part} part has {size} {what}, too few for {processes} processes: start fewer "
-                "(--trainer.devices)."
-            )
-    if processes > 1 and recipe.relation.gather and recipe.data.on_error == "skip":
-        raise InvalidInput(
-            "`relation.gather` needs as many images on every process, and --data.on-error skip may leave some of one "
-            "out: repair or remove unreadable images, and leave the option out."
-        )
-
-
-def _check_primary(recipe: Recipe, task: Classification, target: Tensor, part: str) -> None:
-    """Refuse a group of classes as the primary metric where a part has no image of it."""
-    group = task.groups.get(recipe.primary.removeprefix("adjusted_"))
-    shown = target.new_zeros(0) if group is None else group.long()[target] if target.dim() == 1 else target[:, group]
-    if group is not None and not bool(shown.any()):
-        raise InvalidInput(
-            f"`primary` ({recipe.primary}) is of classes of which the {part} part has no image: bring some, or choose "
-            "another metric with --primary."
-        )
 
 
 def _of_another_seed(recipe: Recipe, *, drawn: bool) -> tuple[str, ...]:
@@ -266,7 +239,7 @@ def _episodic(recipe: Recipe, say: Say) -> _Episodic:
     notes = tuple(note if len(sets) == 1 else f"{name}: {note}" for name, s in sets.items() for note in s.notes)
     for note in notes:
         say(note)
-    _check_processes(recipe, {part: getattr(recipe.episodes, part) for part in PARTS}, "episodes")
+    check_processes(recipe, {part: getattr(recipe.episodes, part) for part in PARTS}, "episodes")
     trained = list(training_sources(recipe, sets).values())
     model = EpisodicModel.of(trained[0], recipe.data.image_size)
     loaders = {part: build_episode_loader(recipe, trained, part) for part in ("train", "val")}

@@ -1,11 +1,14 @@
 """Contract: what every entry of TASKS must keep."""
 
+from types import SimpleNamespace
+
 import pytest
 import test_classification
 import test_few_shot
 import torch
 from torch import nn
 
+from setwise.data import BatchOfViews
 from setwise.tasks import TASKS, Classification, Distilled, MetaSampled, Mixtures, Routing
 
 MAKERS = {"classification": test_classification, "few-shot": test_few_shot}
@@ -63,6 +66,19 @@ class TestKindsOfClassifiers:
         task, batch = test_classification.make(**KINDS[kind]).eval(), test_classification.make_batch()
         assert type(task) is kind
         torch.testing.assert_close(task(batch.image)[:3], task(batch.image[:3]))
+
+    def test_loss_is_finite_and_every_parameter_that_trains_gets_a_gradient(self, kind, monkeypatch):
+        task, batch = test_classification.make(**KINDS[kind]).train(), test_classification.make_batch()
+        if kind is Mixtures:
+            batch = BatchOfViews(batch.image, batch.target, batch.index, (batch.image.flip(3),))
+        monkeypatch.setattr(kind, "current_epoch", 1)
+        task.trainer = SimpleNamespace(global_rank=0, optimizers=[SimpleNamespace(param_groups=[{"lr": 0.1}])])
+        loss = task.training_step(batch, 0)
+        loss.backward()
+        assert torch.isfinite(loss)
+        trained = {name: p for name, p in task.named_parameters() if p.requires_grad}
+        assert trained
+        assert [name for name, p in trained.items() if p.grad is None or not p.grad.any()] == []
 
     def test_state_saves_and_loads(self, kind):
         task, other = (test_classification.make(**KINDS[kind], seed=seed).eval() for seed in (0, 1))

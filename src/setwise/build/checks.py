@@ -9,6 +9,8 @@ from setwise.recipes.stages import starts_from_weights
 
 __all__ = ["check", "check_experts", "check_numbers", "check_start", "is_taught", "too_late"]
 
+OF_META = ("meta_pool", "meta_rate", "meta_power")
+"""Fields of data that are the learned sampler's."""
 OF_FIXED_CLASSES = ("linear", "cosine", "lws", "tau", "routed", "per-class")
 """Heads of classifiers."""
 
@@ -181,7 +183,7 @@ def _check_head(recipe: Recipe) -> None:
 def _check_meta(recipe: Recipe) -> None:
     data, default = recipe.data, schema.Data()
     if data.sampler != "meta":
-        for name in ("meta_pool", "meta_rate", "meta_power"):
+        for name in OF_META:
             if getattr(data, name) != getattr(default, name):
                 raise InvalidInput(f"`data.{name}` is of --data.sampler meta; add it or leave it.")
         return

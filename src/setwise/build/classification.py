@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from setwise.build.checks import check, check_experts
+from setwise.build.checks import OF_META, check, check_experts
 from setwise.build.parts import Say, drawn_from, load_data, make_backbone, normalised, optimizer_factory
 from setwise.data import DATASETS, Loader, Splits, make_loader
 from setwise.data.few_shot import FEW_SHOT, classes_of_training
@@ -39,7 +39,7 @@ __all__ = ["WITHOUT_RELATION", "build_data", "build_loader", "build_task"]
 PARTS = ("train", "val", "test")
 WITHOUT_RELATION = ("routed", "tau")
 """Heads on features that do not change any more: the relation did its work in the stage before."""
-OF_BATCHES = ("batch_size", "micro_batch", "mixup", "cutmix", "sampler", "meta_pool", "meta_rate", "meta_power")
+OF_BATCHES = ("batch_size", "micro_batch", "mixup", "cutmix", "sampler", *OF_META)
 SERVED_BY_THE_LOADER = ("name", "augment", "views", "normalise", "num_workers", "on_error", *OF_BATCHES)
 
 

@@ -2,12 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Literal
 
 from torch import nn
 
-from setwise.build.checks import check_numbers, is_taught
+from setwise.build.checks import OF_META, check_numbers, is_taught
 from setwise.build.parts import Say, drawn_from, load_data, make_backbone, normalised, optimizer_factory
 from setwise.data.few_shot import (
     FEW_SHOT,
@@ -22,6 +21,7 @@ from setwise.data.few_shot import (
     one_size,
 )
 from setwise.errors import DataError, InvalidInput, choose
+from setwise.machine import at_home
 from setwise.models import FeatureMap, map_channels
 from setwise.nn import CrossTransformer, Prototypical
 from setwise.recipes import Recipe, schema
@@ -47,7 +47,7 @@ def build_episode_data(recipe: Recipe) -> dict[str, FewShotSplits]:
     _check(recipe)
     data = recipe.data
     data_set = choose(data.name, FEW_SHOT, "few-shot data set")
-    if data.name == META_DATASET.name and data.root is not None and find_sources(Path(data.root).expanduser()):
+    if data.name == META_DATASET.name and data.root is not None and find_sources(at_home(data.root)):
         sets = load_sources(data.root, image_size=data.image_size, cache=data.cache)
     else:
         sets = {data.name: load_data(recipe, data_set.name, data_set.load, unused=SERVED_BY_THE_LOADER)}
@@ -184,8 +184,7 @@ def _check(recipe: Recipe) -> None:
             "dim_value, a prototypical head has none."
         )
     choose(data.augment, AUGMENT, "augmentation of episodes")
-    of_meta = ("meta_pool", "meta_rate", "meta_power")
-    of_batches = ("mixup", "cutmix", "views", "sampler", *of_meta, "batch_size", "micro_batch")
+    of_batches = ("mixup", "cutmix", "views", "sampler", *OF_META, "batch_size", "micro_batch")
     for name in (*of_batches, "multi_label"):
         if getattr(data, name) != getattr(schema.Data(), name):
             raise InvalidInput(

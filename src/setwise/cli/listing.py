@@ -25,7 +25,8 @@ class _List:
     what: tyro.conf.Positional[Tables] = "recipes"
     """Which table."""
     pattern: tyro.conf.Positional[str] = "*"
-    """Only names that match; of backbones all of timm's are searched, "vit_small*", of which none is shown without."""
+    """Only names that match, "*paco*". Of backbones a pattern searches all of timm's and ours, "vit_small*"; without
+    one a few of ours are shown."""
 
 
 def list_(args: Sequence[str]) -> None:

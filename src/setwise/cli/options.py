@@ -13,6 +13,7 @@ import tyro
 import yaml
 
 from setwise.errors import InvalidInput, MissingFile, choose
+from setwise.machine import at_home
 from setwise.recipes import RECIPES, Recipe, yaml_file
 
 __all__ = ["NAMELESS", "find_recipe", "named_value", "parse", "parse_with_recipe", "take_name"]
@@ -92,14 +93,14 @@ def parse(verb: str, own: type[T], args: Sequence[str]) -> T:
 
 
 def _at_home(own: T) -> T:
-    """Paths with the home folder in the place of ~, which shells leave in --out=~/runs."""
+    """The options of a verb, with ~ in their paths read as in a shell."""
     named: Any = own
     values = {field.name: getattr(own, field.name) for field in dataclasses.fields(named)}
     for name, value in values.items():
         if isinstance(value, Path):
-            values[name] = value.expanduser()
+            values[name] = at_home(value)
         elif isinstance(value, tuple):
-            values[name] = tuple(each.expanduser() if isinstance(each, Path) else each for each in value)
+            values[name] = tuple(at_home(each) if isinstance(each, Path) else each for each in value)
     return dataclasses.replace(named, **values)
 
 

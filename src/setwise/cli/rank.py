@@ -13,6 +13,7 @@ from rich.text import Text
 from setwise.cli.options import parse
 from setwise.data.few_shot import CLASS_FOLDERS, META_DATASET
 from setwise.errors import InvalidInput
+from setwise.machine import at_home
 from setwise.recipes import Recipe, yaml_file
 from setwise.run_folder import RunFolder, read_lines
 
@@ -69,7 +70,7 @@ def _measured(folder: RunFolder) -> dict[str, tuple[float, float]]:
         return {_column(data, recipe): (metrics[ACCURACY + data], metrics[INTERVAL + data]) for data in several}
     name = recipe.data.name
     if name in (CLASS_FOLDERS.name, META_DATASET.name) and recipe.data.root is not None:
-        name = Path(recipe.data.root).expanduser().resolve().name  # such folders hold any data
+        name = at_home(recipe.data.root).resolve().name  # such folders hold any data
     return {_column(name, recipe): (metrics["accuracy"], metrics["accuracy_interval"])}
 
 

@@ -162,7 +162,7 @@ class _Predict:
     batch_size: int = 64
     """Images at a time."""
     num_workers: int | None = None
-    """Processes that read images; none named: one a core."""
+    """Processes that read images, without --support; none named: one a core."""
     support: Path | None = None
     """Few-shot runs: folder with a few images of each new class, SUPPORT/<class>/."""
 

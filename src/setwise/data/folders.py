@@ -11,6 +11,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from setwise.data.parts import Listing
 from setwise.data.problems import shorten
 from setwise.errors import DataError, InvalidInput, MissingFile
+from setwise.machine import at_home
 
 __all__ = ["IMAGE_EXTENSIONS", "ClassFolders", "existing_root", "leaves_folder", "list_classes", "scan"]
 
@@ -30,7 +31,7 @@ def existing_root(root: str | None, *, data_set: str) -> Path:
     """
     if root is None:
         raise InvalidInput(f"{data_set} needs `root`, its folder: --data.root FOLDER.")
-    path = Path(root).expanduser()
+    path = at_home(root)
     if not path.is_dir():
         raise MissingFile(f"`root` ({root}) of {data_set} is not a folder; say where it is with --data.root FOLDER.")
     return path

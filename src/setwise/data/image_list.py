@@ -13,6 +13,7 @@ from setwise.data.images import Cache
 from setwise.data.parts import Listing, arrange, load_parts
 from setwise.data.problems import MOST_LISTED, OnError, settle
 from setwise.errors import DataError, InvalidInput, MissingFile
+from setwise.machine import at_home
 
 __all__ = ["IMAGE_LIST", "ListedImage", "check_path", "parse_line", "read_list"]
 
@@ -105,7 +106,7 @@ def find_list(file: str, root: Path) -> Path:
     Raises:
         MissingFile: if it is in neither place.
     """
-    here = Path(file).expanduser()
+    here = at_home(file)
     places = [here] if here.is_absolute() else [here, root / here]
     for place in places:
         if place.is_file():

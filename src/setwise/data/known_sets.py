@@ -14,6 +14,7 @@ import torch
 from setwise.data.image_list import ImageList, check_path, find_list, read_list
 from setwise.data.problems import shorten
 from setwise.errors import MissingFile
+from setwise.machine import at_home
 
 __all__ = ["KNOWN_SETS", "CheckedList", "KnownSet", "check_lists"]
 
@@ -151,7 +152,7 @@ def check_lists(known: KnownSet, *, root: str | None, lists: Path | None) -> lis
     Raises:
         MissingFile: if the root or the folder of lists is not there.
     """
-    folder = None if root is None else Path(root).expanduser()
+    folder = None if root is None else at_home(root)
     for what, place in (("root", folder), ("lists", lists)):
         if place is not None and not place.is_dir():
             raise MissingFile(f"`{what}` of {known.name} must be a folder, but {place} is none.")

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from setwise.errors import InvalidInput, MissingFile
+from setwise.machine import at_home
 from setwise.models.patchconvnet import PatchConvNet, in_our_names
 
 __all__ = ["LoadReport", "load_classifier", "load_weights", "read_state", "without_prefixes"]
@@ -51,7 +52,7 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
         MissingFile: if there is no such file.
         InvalidInput: if it is damaged, holds other objects than tensors, or no tensor at all.
     """
-    path = Path(path)
+    path = at_home(path)
     if not path.is_file():
         raise MissingFile(f"There is no weights file {path}.")
     state: Any

@@ -7,6 +7,7 @@ from shlex import quote
 from typing import Any
 
 from setwise.judge import Comparison, Difference, Plan
+from setwise.machine import at_home
 from setwise.metrics import lower_is_better
 from setwise.report.figures import comparison_figure, save_png, svg
 from setwise.report.literature import reported_lines
@@ -51,7 +52,7 @@ def write_report(comparison: Comparison, root: Path) -> Path:
     Returns:
         The path of the HTML file.
     """
-    root = Path(root)
+    root = at_home(root)
     save_png(comparison_figure(comparison), root / "comparison.png")
     data = json.dumps(comparison_data(comparison), indent=1, allow_nan=False)
     write_whole(root / "comparison.json", data + "\n")

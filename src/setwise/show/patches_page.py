@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from setwise.data.images import as_text
 from setwise.report.markup import Html, document, element, image, section, table
 from setwise.run_folder import write_whole
 from setwise.show.files import DPI, new_folder, png
@@ -100,7 +101,7 @@ def _part(look: Look, drawn: bytes) -> Html | None:
         [name, f"{100 * p:.1f}", *([f"{100 * look.own[k if look.per_class else 0]:.1f}"] if any(look.own) else [])]
         for k, (name, p) in enumerate(zip(look.classes, look.probabilities, strict=True))
     ]
-    name = str(look.path).encode("utf-8", "replace").decode()
+    name = as_text(look.path)
     return section(
         name, image("image/png", drawn, alt=f"Where the network looked in {name}: {said}"), table(heads, rows)
     )
