@@ -12,13 +12,14 @@ import pytest
 import torch
 from PIL import Image
 
-from setwise.build import build_episode_data
+from setwise.build import build_data, build_episode_data, build_loader
 from setwise.cli import main
 from setwise.cli.options import find_recipe
 from setwise.cli.rank import _measured
 from setwise.collapse import embed, examine, gather_images
 from setwise.data.few_shot import FEW_SHOT
-from setwise.errors import InvalidInput
+from setwise.episodes import score_sets
+from setwise.errors import DataError, InvalidInput
 from setwise.recipes import RECIPES, yaml_file
 from setwise.run import evaluate
 from setwise.run_folder import RunFolder
@@ -147,6 +148,39 @@ def test_a_comparison_with_a_control_is_refused(finished, capsys):
     _, arguments = finished
     assert main(["compare", "omniglot-ctx", *arguments]) != 0
     assert "needs a related recipe" in capsys.readouterr().err
+
+
+def test_several_sets_take_no_option_that_one_does_not(tmp_path):
+    for name in ("birds", "letters"):
+        few_shot_fakes.write("meta-dataset", tmp_path / name, "flat")
+    recipe = RECIPES["meta-dataset-ctx"].override({"data.root": str(tmp_path), "data.on_error": "skip"})
+    with pytest.raises(InvalidInput, match=r"has no option `data\.on_error`"):
+        build_episode_data(recipe)
+
+
+def test_images_that_cannot_be_read_are_left_out_of_sets_trained_as_classes(tmp_path):
+    options = few_shot_fakes.write("class-folders", tmp_path)
+    broken = sorted(path for path in tmp_path.rglob("train-00/*") if path.is_file())[0]
+    broken.write_bytes(b"broken")
+    recipe = RECIPES["tinyimagenet-pretrain"].override({"data.name": "class-folders", "data.image_size": 16})
+    recipe = recipe.override({f"data.{name}": value for name, value in options.items()})
+    with pytest.raises(DataError, match=broken.name):
+        build_data(recipe)
+    recipe = recipe.override({"data.on_error": "skip", "data.batch_size": 8, "data.num_workers": 0})
+    splits = build_data(recipe)
+    loaders = [build_loader(recipe, splits, part) for part in ("train", "val", "test")]
+    for loader in loaders:
+        list(loader)
+    assert [broken.name in skipped for loader in loaders for skipped in loader.skipped] == [True]
+
+
+def test_readers_end_with_the_set_that_they_read(finished):
+    folder, _ = finished
+    recipe = yaml_file.read(folder.recipe).override({"data.cache": "files", "data.num_workers": 1})
+    task, model = load_few_shot(folder, recipe)
+    loaders = loaders_of(recipe, build_episode_data(recipe), "test", model)
+    score_sets(task, loaders)
+    assert [loader._iterator for loader in loaders.values()] == [None]
 
 
 class TestRank:

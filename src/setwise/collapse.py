@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from setwise.build import build_episode_data, training_sources
-from setwise.data.few_shot import FewShotSplits, Pool, one_size, squash
+from setwise.data.few_shot import FewShotSplits, Pool, one_size, read_squashed
 from setwise.data.transforms import normalise
 from setwise.errors import DataError, InvalidInput
 from setwise.metrics import Collapse, collapse, nearest
@@ -109,10 +109,10 @@ def _some_of(splits: FewShotSplits, part: str, per_class: int, image_size: int, 
     pool: Pool = getattr(splits, part)
     order = torch.randperm(len(pool), generator=generator(seed, "collapse", part))
     taken = torch.cat([order[pool.target[order] == label][:per_class] for label in range(pool.num_classes)])
-    images = pool.images.take(taken)
-    if broken := [str(image) for image in images if isinstance(image, DataError)]:
-        raise DataError(f"{broken[0]}. Repair it or leave it out of the set.")
-    return squash([image for image in images if isinstance(image, Tensor)], image_size), pool.target[taken]
+    images, problems = read_squashed(pool, taken, image_size)
+    if problems:
+        raise DataError(f"{problems[0]}. Repair it or leave it out of the set.")
+    return images, pool.target[taken]
 
 
 def examine(

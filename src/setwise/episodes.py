@@ -44,6 +44,7 @@ def episode_scores(task: FewShot, loader: DataLoader[Any]) -> list[EpisodeScore]
     task.eval()
     with task.keeping_maps():
         mine = [task.score(task.transfer_batch_to_device(batch, task.device, 0)) for batch in loader]
+    loader._iterator = None  # ends its readers, of which each of ten sets would keep some
     every = {score.index: score for part in gather_objects(mine) for score in part}
     if not every:
         raise RunError("There is no episode to evaluate.")

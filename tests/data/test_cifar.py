@@ -101,6 +101,13 @@ def test_a_file_of_the_other_cifar_is_named(tmp_path):
         DATASETS["cifar10-lt"].load(seed=0, **options)
 
 
+def test_a_meta_file_without_names_is_named(tmp_path):
+    options = fakes.write("cifar10-lt", tmp_path, "official")
+    fakes.write_python2_pickle(tmp_path / "cifar-10-batches-py" / "batches.meta", {b"num_cases_per_batch": 1})
+    with pytest.raises(DataError, match=r"batches.meta is no official file of cifar10-lt \(KeyError"):
+        DATASETS["cifar10-lt"].load(seed=0, **options)
+
+
 def test_corrupt_images_of_folders_are_named_or_skipped(tmp_path):
     options = fakes.write("cifar10-lt", tmp_path)
     broken = sorted((tmp_path / "train" / "class 00").iterdir())[:2]

@@ -1,16 +1,25 @@
+import shutil
 from pathlib import Path
 
 import fakes
 import pytest
 import torch
+from PIL import Image
 
 from setwise.build import build_data
 from setwise.data import DATASETS
-from setwise.data.image_list import parse_line
+from setwise.data.image_list import parse_line, read_lists
 from setwise.errors import DataError, InvalidInput, MissingFile
 from setwise.recipes import RECIPES
 
 load = DATASETS["image-list"].load
+
+
+def one_more(options: dict, image: str) -> bytes:
+    """Path of a copy of an image, which no line names."""
+    copy = Path(image).with_name("copy.png")
+    shutil.copy(Path(options["root"]) / image, Path(options["root"]) / copy)
+    return str(copy).encode()
 
 
 def add_line(options: dict, part: str, line: bytes) -> int:
@@ -104,7 +113,7 @@ def test_a_link_inside_the_root_is_fine(tmp_path):
 
 def test_a_label_that_train_lacks_is_out_of_range(tmp_path):
     options = fakes.write("image-list", tmp_path)
-    number = add_line(options, "test", b"test/bee/0200.png 4")
+    number = add_line(options, "test", one_more(options, "test/bee/0200.png") + b" 4")
     with pytest.raises(DataError, match=rf"test.txt line {number}: label 4 is out of range: train has labels 0 to 3"):
         load(seed=0, **options)
 
@@ -112,7 +121,7 @@ def test_a_label_that_train_lacks_is_out_of_range(tmp_path):
 @pytest.mark.parametrize("on_error", ["raise", "skip"])
 def test_gaps_between_labels_are_named(tmp_path, on_error):
     options = fakes.write("image-list", tmp_path)
-    add_line(options, "train", b"train/bee/0000.png 6")
+    add_line(options, "train", one_more(options, "train/bee/0000.png") + b" 6")
     with pytest.raises(DataError, match="has no image for label 4, 5; "):
         load(seed=0, on_error=on_error, **options)
 
@@ -120,9 +129,22 @@ def test_gaps_between_labels_are_named(tmp_path, on_error):
 @pytest.mark.parametrize("layout", ["one-label", "several-labels"])
 def test_a_mistyped_huge_label_is_a_gap_and_not_a_full_memory(tmp_path, layout):
     options = fakes.write("image-list", tmp_path, layout)
-    add_line(options, "train", b"train/bee/0000.png 99999999999999999999")
+    add_line(options, "train", one_more(options, "train/bee/0000.png") + b" 99999999999999999999")
     with pytest.raises(DataError, match=r"for label 4, 5, 6, 7, 8 and 9999999999999999999\d more"):
         load(seed=0, **options)
+
+
+@pytest.mark.parametrize(("line", "other"), [("./a.png 0", ""), ("a.png 1", ", with another label")])
+def test_a_line_that_names_an_image_again_is_a_bad_one(tmp_path, line, other):
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (4, 4)).save(tmp_path / name)
+    (tmp_path / "train.txt").write_text(f"a.png 0\nb.png 1\n{line}\n")
+    lists = {"train": tmp_path / "train.txt"}
+    with pytest.raises(DataError, match=f"line 3: .*a.png stands in line 1 already{other}"):
+        read_lists(lists, root=tmp_path, multi_label=False, on_error="raise")
+    found, _, notes = read_lists(lists, root=tmp_path, multi_label=False, on_error="skip")
+    assert [path.name for path in found["train"].paths] == ["a.png", "b.png"]
+    assert "Skipped lines: 1" in notes[0]
 
 
 def test_images_in_two_lists_are_told(tmp_path):

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from setwise.data import DATASETS, Batch, make_loader
 from setwise.data.dataset import Split
 from setwise.data.images import ImageFiles, ListedImages, StackedImages
-from setwise.data.loader import EpochSampler
+from setwise.data.order import EpochSampler
 from setwise.errors import DataError, InvalidInput, UnknownName
 from setwise.seeds import generator
 
@@ -321,3 +321,30 @@ def test_a_sampler_that_repeats_an_image_shows_it_in_several_ways():
         seen += [image for image, index in zip(batch.image, batch.index, strict=True) if index == len(split) - 1]
     assert len(seen) > 5
     assert not any(torch.equal(seen[0], other) for other in seen[1:])
+
+
+class Watched(ImageFiles):
+    """Photographs, of which few may be held as large as they are."""
+
+    most = 0
+
+    def take(self, places):
+        self.most = max(self.most, len(places))
+        return super().take(places)
+
+
+@pytest.mark.parametrize(("transform", "most"), [("none", 8), ("random-resized-crop", 8), ("crop-flip", 20)])
+def test_photographs_in_files_are_brought_to_size_a_few_at_a_time(tmp_path, transform, most):
+    split = in_files(tmp_path, broken=(3,), number=20)
+    watched = Watched([Path(path) for path in split.images.paths])
+    split = replace(split, images=watched, image_size=16)
+    options = {"transform": transform, "batch_size": 20, "on_error": "skip", "num_workers": 0}
+    loader = loader_of(split, **options)
+    (few,) = loader
+    assert watched.most == most  # crop-flip draws for all of a batch together
+    loader.dataset._at_a_time = None
+    (whole,) = loader
+    assert torch.equal(few.image, whole.image)
+    assert torch.equal(few.index, whole.index)
+    assert torch.equal(few.target, whole.target)
+    assert len(few.index) == 19

@@ -57,3 +57,8 @@ def test_no_class_loses_its_last_image_when_images_have_several_labels(seed):
     kept, held = hold_out(target, 0.5, generator=generator(seed))
     assert torch.equal(target[kept].sum(0) > 0, target.sum(0) > 0)
     assert sorted(kept.tolist() + held.tolist()) == list(range(len(target)))
+
+
+def test_a_long_tail_that_no_classes_of_these_sizes_have_is_a_sentence():
+    with pytest.raises(InvalidInput, match=r"No long tail of `imbalance_factor` 100 fits classes of 5 to 1000 images"):
+        largest_long_tail([1000, 5, 5], imbalance_factor=100)

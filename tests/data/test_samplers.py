@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from setwise.build import build_data, build_loader
 from setwise.data.dataset import Split
 from setwise.data.images import StackedImages
-from setwise.data.loader import EpochSampler, make_loader
+from setwise.data.loader import make_loader
+from setwise.data.order import EpochSampler
 from setwise.data.samplers import SAMPLERS, class_probabilities, draw_epoch
 from setwise.errors import InvalidInput, UnknownName
 from setwise.recipes import RECIPES

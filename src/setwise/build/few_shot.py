@@ -20,6 +20,7 @@ from setwise.data.few_shot import (
     make_episode_loader,
     one_size,
 )
+from setwise.data.images import Cache
 from setwise.errors import DataError, InvalidInput, choose
 from setwise.machine import at_home
 from setwise.models import FeatureMap, map_channels
@@ -48,10 +49,17 @@ def build_episode_data(recipe: Recipe) -> dict[str, FewShotSplits]:
     data = recipe.data
     data_set = choose(data.name, FEW_SHOT, "few-shot data set")
     if data.name == META_DATASET.name and data.root is not None and find_sources(at_home(data.root)):
-        sets = load_sources(data.root, image_size=data.image_size, cache=data.cache)
+        sets = load_data(recipe, data_set.name, _load_several, unused=SERVED_BY_THE_LOADER)
     else:
         sets = {data.name: load_data(recipe, data_set.name, data_set.load, unused=SERVED_BY_THE_LOADER)}
     return {name: normalised(recipe, splits) for name, splits in sets.items()}
+
+
+def _load_several(
+    *, root: str, seed: int, image_size: int | None = None, cache: Cache = "auto"
+) -> dict[str, FewShotSplits]:
+    """All sets below a root, with the fields of the recipe that one takes; their parts are fixed."""
+    return load_sources(root, image_size=image_size, cache=cache)
 
 
 def training_sources(recipe: Recipe, sets: Mapping[str, FewShotSplits]) -> dict[str, FewShotSplits]:

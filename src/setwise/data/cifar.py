@@ -169,7 +169,7 @@ def load_official(
         train=split(images, target, names, tail[kept]),
         val=split(images, target, names, tail[held]),
         test=split(*test, torch.arange(len(test[2]))),
-        class_names=tuple(read_pickle(folder / cifar.meta_file)[cifar.class_names_key]),
+        class_names=_class_names(folder / cifar.meta_file, cifar),
         mean=cifar.mean,
         std=cifar.std,
         val_from_train=True,
@@ -181,6 +181,13 @@ def load_official(
             *([note] if note else []),
         ),
     )
+
+
+def _class_names(file: Path, cifar: Cifar) -> tuple[str, ...]:
+    try:
+        return tuple(read_pickle(file)[cifar.class_names_key])
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{file} is no official file of {cifar.name} ({error!r}).") from error
 
 
 def read_part(cifar: Cifar, folder: Path, files: tuple[str, ...]) -> tuple[Tensor, Tensor, list[str]]:

@@ -1,5 +1,6 @@
 """Text files with one "path label" line per image: ImageNet-LT, Places-LT, iNaturalist 2018, and one's own."""
 
+import posixpath
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -122,6 +123,7 @@ def read_lists(
     lists = {part: read_list(file, multi_label=multi_label) for part, file in files.items()}
     for found in lists.values():
         keep_inside(found, root)
+        keep_once(found)
     num_classes = 1 + max((label for image in lists["train"].images for label in image.labels), default=-1)
     for found in lists.values():
         keep_known(found, num_classes)
@@ -215,6 +217,20 @@ def check_path(path: str, root: Path, parents: dict[str, bool]) -> str | None:
         return None if file.is_file() else f"{file} is missing"
     except (OSError, ValueError, RuntimeError) as error:  # too long a name, a zero byte, a ring of links
         return f"{path!r} is no path of a file ({error})"
+
+
+def keep_once(found: ImageList) -> None:
+    """Reject lines whose image an earlier one names: it could be trained on and held out, or count twice."""
+    first: dict[str, ListedImage] = {}
+    kept = []
+    for image in found.images:
+        earlier = first.setdefault(posixpath.normpath(image.path), image)
+        if earlier is image:
+            kept.append(image)
+        else:
+            other = "" if set(earlier.labels) == set(image.labels) else ", with another label"
+            found.reject(image.line, f"{image.path} stands in line {earlier.line} already{other}")
+    found.images = kept
 
 
 def keep_known(found: ImageList, num_classes: int) -> None:

@@ -22,6 +22,7 @@ from torch import Tensor
 from setwise.errors import DataError
 
 __all__ = [
+    "AT_A_TIME",
     "Cache",
     "ImageFiles",
     "Images",
@@ -60,6 +61,10 @@ def decode(path: str | os.PathLike[str]) -> UInt8[Tensor, "3 h w"]:
         DataError: if the file is missing or is no readable image.
     """
     return decode_from(path, path)
+
+
+AT_A_TIME = 8
+"""Images that are held as large as they were stored, before they are brought to size: photographs take 36 MB each."""
 
 
 def as_text(name: object) -> str:

@@ -1,6 +1,6 @@
 """Split -> batches that depend on nothing but the seed and the epoch.
 
-The sampler draws whole batches (:class:`Draw`) and the data set answers each with a finished batch, so that images in
+The sampler draws whole batches (``order.py``) and the data set answers each with a finished batch, so that images in
 memory are picked, augmented and normalised together, and a worker process, where there is one, sends one message per
 batch. What a worker cannot read comes back as a sentence, which the main process raises or counts.
 """
@@ -10,33 +10,21 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Int64
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from setwise.data.batch import Batch, BatchOfViews
 from setwise.data.dataset import Split
-from setwise.data.images import StackedImages, num_cores
+from setwise.data.images import AT_A_TIME, StackedImages, num_cores
 from setwise.data.mix import make_mix
+from setwise.data.order import Draw, EpochSampler
 from setwise.data.problems import WAY_OUT, OnError, settle
 from setwise.data.samplers import draw_epoch
 from setwise.data.transforms import TRANSFORMS, Transform, normalise
 from setwise.errors import DataError, InvalidInput, choose
-from setwise.nn.gather import place
 from setwise.seeds import generator, key
 
-__all__ = ["Draw", "EpochSampler", "Loader", "make_loader", "of_whole_batches"]
-
-
-class Draw(NamedTuple):
-    """Which samples form a batch."""
-
-    epoch: int
-    step: int
-    """Number of the batch among all that are drawn in the epoch, by all processes together."""
-    indices: Int64[Tensor, "b"]
-    turns: Int64[Tensor, "b"]
-    """How often each has been drawn before in the epoch: samplers that repeat an image show it in another way."""
+__all__ = ["Loader", "make_loader", "of_whole_batches"]
 
 
 class Fetched(NamedTuple):
@@ -45,83 +33,6 @@ class Fetched(NamedTuple):
     batch: Batch | BatchOfViews | DataError | None
     """None if nothing could be read; an error where the images do not go together."""
     problems: tuple[str, ...]
-
-
-class EpochSampler(Sampler[Draw]):
-    """Draws batches: in training every epoch in another order, in evaluation in the order of the split, or mixed.
-
-    The order comes from (seed, epoch) alone; :meth:`set_epoch`, which Lightning calls, chooses it. With several
-    processes every rank draws its own batches: in training equally many and equally large ones from one common order,
-    in evaluation every ``world``-th sample, so that no sample is missed or seen twice. Training leaves out what does
-    not fill a batch; a set smaller than a batch is one batch, or no step would ever be made.
-
-    Args:
-        size: samples in the split.
-        batch_size: samples of a batch, per process.
-        seed: of the run.
-        train: shuffle and leave out the rest, or go through everything once.
-        mixed: evaluate in one fixed random order, the same for every seed; training is shuffled anyway. Where
-            predictions depend on the batch (relations at test time), the order of the split would give labels away:
-            folders are listed class by class, so whole batches would be of one class.
-        draw: epoch -> the images of a training epoch in their order ``[size]``; None: each once, shuffled.
-    """
-
-    def __init__(
-        self,
-        size: int,
-        *,
-        batch_size: int,
-        seed: int,
-        train: bool,
-        mixed: bool = False,
-        draw: Callable[[int], Tensor] | None = None,
-    ) -> None:
-        if batch_size < 1:
-            raise InvalidInput(f"`batch_size` ({batch_size}) must be at least 1.")
-        self.size, self.batch_size, self.seed, self.train, self.mixed = size, batch_size, seed, train, mixed
-        self.draw = draw
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the order of the next pass; 0-based."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        """Batches of this process."""
-        rank, world = place()
-        if not self.train:
-            return -(-len(range(rank, self.size, world)) // self.batch_size)
-        share = self.size // world
-        return share // min(self.batch_size, share) if share else 0
-
-    def __iter__(self) -> Iterator[Draw]:
-        rank, world = place()
-        if self.train:
-            batch_size = min(self.batch_size, self.size // world)
-            shuffled = generator(self.seed, "order", self.epoch)
-            order = self.draw(self.epoch) if self.draw else torch.randperm(self.size, generator=shuffled)
-        else:
-            batch_size = self.batch_size
-            # Keyed by no seed: the runs of a comparison must be tested on the same batches.
-            whole = torch.randperm(self.size, generator=generator("mixed")) if self.mixed else torch.arange(self.size)
-            order = whole[rank::world]
-        turns = occurrences(order)
-        for number in range(len(self)):
-            step = number * world + rank
-            start = (step if self.train else number) * batch_size
-            rows = slice(start, start + batch_size)
-            yield Draw(self.epoch, step, order[rows], turns[rows])
-
-
-def occurrences(order: Int64[Tensor, "n"]) -> Int64[Tensor, "n"]:
-    """How often each number stood before.
-
-    >>> occurrences(torch.tensor([5, 2, 5, 5, 2]))
-    tensor([0, 0, 1, 2, 1])
-    """
-    together, places = order.sort(stable=True)
-    starts = torch.searchsorted(together, together)
-    return torch.empty_like(order).scatter_(0, places, torch.arange(len(order)) - starts)
 
 
 class BatchedSplit(Dataset[Fetched]):
@@ -143,20 +54,34 @@ class BatchedSplit(Dataset[Fetched]):
         self.split, self.transform, self.views, self.mean, self.std = split, transform, views, mean, std
         self.seed, self.mix, self.on_error, self.way_out = seed, mix, on_error, way_out
         self.skipped: dict[str, None] = {}  # an ordered set, filled in the main process
+        self.changes = (transform, *views)
+        # Photographs in files are brought to size a few at a time, but where a step needs all of a batch.
+        large = not split.images.in_memory and split.image_size is not None
+        alone = all(change.batched is None for change in self.changes)
+        self._at_a_time = AT_A_TIME if large and alone else None
 
     def __getitem__(self, draw: Draw) -> Fetched:
-        images, kept, problems = self.read(draw.indices)
-        draw = draw._replace(indices=draw.indices[kept], turns=draw.turns[kept])
-        index = draw.indices
-        if not len(index):
+        found: list[list[Tensor]] = []
+        kept, problems = [torch.empty(0, dtype=torch.int64)], list[str]()
+        for few in torch.arange(len(draw.indices)).split(self._at_a_time or max(1, len(draw.indices))):
+            images, good, wrong = self.read(draw.indices[few])
+            part = draw._replace(indices=draw.indices[few][good], turns=draw.turns[few][good])
+            problems += wrong
+            if not len(part.indices):
+                continue
+            kept.append(part.indices)
+            try:
+                found.append(
+                    [self.augmented(images, part, change=change, view=view) for view, change in enumerate(self.changes)]
+                )
+            except DataError as error:  # images of several sizes
+                return Fetched(error, tuple(problems))
+        return self._batch(draw, torch.cat(kept), found, tuple(problems))
+
+    def _batch(self, draw: Draw, index: Tensor, found: list[list[Tensor]], problems: tuple[str, ...]) -> Fetched:
+        if not found:
             return Fetched(None, problems)
-        try:
-            image, *views = (
-                self.augmented(images, draw, change=change, view=view)
-                for view, change in enumerate((self.transform, *self.views))
-            )
-        except DataError as error:  # images of several sizes
-            return Fetched(error, problems)
+        image, *views = found[0] if len(found) == 1 else (torch.cat(parts) for parts in zip(*found, strict=True))
         target = self.split.target[index]
         if views:
             return Fetched(BatchOfViews(image, target, index, tuple(views)), problems)

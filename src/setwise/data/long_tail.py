@@ -1,5 +1,6 @@
 """Class counts: the exponential long tail, and parts that are held out class by class."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -50,12 +51,15 @@ def largest_long_tail(counts: Sequence[int], *, imbalance_factor: float) -> list
     [25, 100, 50]
     """
     order = sorted(range(len(counts)), key=lambda label: -counts[label])  # stable: equal classes stay in label order
-    for n_max in range(counts[order[0]], 0, -1):
+    for n_max in range(counts[order[0]], math.ceil(imbalance_factor) - 1, -1):
         tail = exponential_counts(n_max, num_classes=len(counts), imbalance_factor=imbalance_factor)
         if all(size <= counts[label] for size, label in zip(tail, order, strict=True)):
-            break
-    sizes = dict(zip(order, tail, strict=True))
-    return [sizes[label] for label in range(len(counts))]
+            sizes = dict(zip(order, tail, strict=True))
+            return [sizes[label] for label in range(len(counts))]
+    raise InvalidInput(
+        f"No long tail of `imbalance_factor` {imbalance_factor:g} fits classes of {min(counts)} to {max(counts)} "
+        "images: lower it."
+    )
 
 
 def pick(target: Int64[Tensor, "n"], counts: Sequence[int], *, generator: torch.Generator) -> Int64[Tensor, "m"]:

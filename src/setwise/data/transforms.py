@@ -81,7 +81,7 @@ class Transform:
             DataError: if the images differ in size and no ``image_size`` is given.
         """
         purpose = f"augment, view {view}" if view else "augment"
-        if not self.chooses_crop:
+        if not self.chooses_crop or image_size is None:  # without one all must be of one size already
             images = fit_to(images, image_size)
         if self.batched is not None:
             assert isinstance(images, Tensor), "a batched step needs images of one size"

@@ -147,4 +147,4 @@ def _curve(
     for steps in torch.arange(num_steps + 1, device=rank.device).split(batch_size):
         changed = rank * num_steps < steps[:, None, None] * pixels  # whole numbers, so that the last step has all
         scores.append(score(torch.where(changed[:, None], end, start)))
-    return torch.cat(scores).double().cpu()
+    return torch.cat(scores).cpu().double()

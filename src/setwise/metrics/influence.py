@@ -177,7 +177,7 @@ class _Totals:
     def add(self, target: Tensor, gradients: Tensor, maps: list[Tensor]) -> None:
         """Add a batch: its ``[B, B]`` gradients, and attention maps ``[heads, B, keys]``, the batch's keys first."""
         target, size = target.cpu(), len(target)
-        gradients = gradients.double().cpu().fill_diagonal_(0)
+        gradients = gradients.cpu().double().fill_diagonal_(0)
         self.gradient.index_add_(0, target, gradients.sum(1) / (size - 1))
         self.samples += torch.bincount(target, minlength=self.num_classes)
         cells = (target[:, None] * self.num_classes + target).flatten()
@@ -185,7 +185,7 @@ class _Totals:
         self.pairs.index_add_(0, cells, torch.ones(len(cells), dtype=torch.float64))
         self.batches += 1
         if maps:
-            mean = torch.stack([map_.double().mean(0)[:, :size].cpu() for map_ in maps]).mean(0)  # [B, B]
+            mean = torch.stack([map_.cpu().double().mean(0)[:, :size] for map_ in maps]).mean(0)  # [B, B]
             self.attention.index_add_(0, cells, ((mean + mean.T) / 2).flatten())
             self.uniform.append(1 / maps[0].shape[2])
 

@@ -181,7 +181,7 @@ class FewShot(L.LightningModule):
         else:
             maps = self._kept(batch.numbers.tolist(), image, trunk)
         logits = self._scores(maps, batch.support_target)
-        accuracy = (logits.argmax(1) == batch.query_target).double().mean()
+        accuracy = (logits.argmax(1) == batch.query_target).cpu().double().mean()  # Apple's GPUs have no float64
         return EpisodeScore(int(batch.index), float(accuracy), logits.shape[1], len(batch.support))
 
     def on_validation_epoch_start(self) -> None:

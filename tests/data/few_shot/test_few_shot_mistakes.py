@@ -2,17 +2,20 @@
 
 import json
 import os
+import warnings
 import zipfile
 from pathlib import Path
 
 import few_shot_fakes
 import pytest
 import torch
+from PIL import Image
 
-from setwise.data.few_shot import FEW_SHOT
+from setwise.data.few_shot import FEW_SHOT, read_squashed
 from setwise.data.few_shot.csv_lists import read_csv
+from setwise.data.few_shot.omniglot import VAL_ALPHABETS
 from setwise.data.few_shot.trees import ZipMembers, open_tree
-from setwise.data.images import PackedImages
+from setwise.data.images import ImageFiles, PackedImages, StackedImages
 from setwise.errors import DataError, InvalidInput, MissingFile
 
 
@@ -220,3 +223,50 @@ def test_alphabets_of_two_parts_of_the_set_are_refused_in_one_list(tmp_path):
 def test_a_missing_part_of_omniglot_is_named(tmp_path):
     with pytest.raises(MissingFile, match=r"finds neither images_evaluation.zip nor images_evaluation/"):
         load("omniglot", tmp_path, spoil=lambda root: (root / "omniglot-py" / "images_evaluation.zip").unlink())
+
+
+def test_a_folder_that_was_unpacked_into_one_of_its_name_has_the_same_alphabets(tmp_path):
+    def spoil(root: Path) -> None:
+        for part in ("images_background", "images_evaluation"):
+            (root / part).rename(root / "inner")
+            (root / part).mkdir()
+            (root / "inner").rename(root / part / part)
+
+    plain = load("omniglot", tmp_path / "plain", "folders")
+    doubled = load("omniglot", tmp_path / "doubled", "folders", spoil=spoil)
+    assert doubled.train.class_names == plain.train.class_names
+    assert doubled.train.superclasses == plain.train.superclasses
+
+
+def test_one_coloured_drawing_makes_all_of_three_channels(tmp_path):
+    def spoil(root: Path) -> None:
+        every = sorted((root / "images_background").rglob("*.png"))
+        drawing = next(path for path in every if path.parent.parent.name not in VAL_ALPHABETS)
+        with Image.open(drawing) as image:
+            side = image.size
+        Image.new("RGB", side, (200, 0, 0)).save(drawing)
+
+    images = load("omniglot", tmp_path, "folders", spoil=spoil).train.images
+    assert isinstance(images, StackedImages)
+    assert images.tensor.shape[1] == 3
+
+
+def test_a_member_that_stands_twice_in_an_archive_is_one_image(tmp_path):
+    file = archive_of(tmp_path, number=2)
+    names = open_tree(file).names
+    with zipfile.ZipFile(file) as archive:
+        content = archive.read(names[0])
+    with zipfile.ZipFile(file, "a") as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        archive.writestr(names[0], content)
+    assert open_tree(file).names == names
+
+
+def test_few_photographs_are_held_as_large_as_they_are(tmp_path, monkeypatch):
+    taken = []
+    take = ImageFiles.take
+    monkeypatch.setattr(ImageFiles, "take", lambda self, places: taken.append(len(places)) or take(self, places))
+    for cache in ("memory", "files"):
+        pool = load("class-folders", tmp_path / cache, cache=cache, image_size=8).train
+        read_squashed(pool, torch.arange(len(pool)), 8)
+    assert max(taken) == 8

@@ -1,5 +1,6 @@
 import json
 import pickle
+import shutil
 from pathlib import Path
 
 import few_shot_fakes
@@ -10,7 +11,14 @@ from few_shot_fakes import DATA, encoded, example, field, masked, record, varint
 from hypothesis import given
 from hypothesis import strategies as st
 
-from setwise.data.few_shot import FEW_SHOT, EpisodeSampler, load_sources, make_episode_loader
+from setwise.data.few_shot import (
+    FEW_SHOT,
+    EpisodeSampler,
+    classes_of_training,
+    find_sources,
+    load_sources,
+    make_episode_loader,
+)
 from setwise.data.few_shot.crc32c import crc32c, masked_crc32c
 from setwise.data.few_shot.meta_dataset import read_specification
 from setwise.data.few_shot.records import Records, index_records, parse_example
@@ -221,6 +229,14 @@ def test_several_sets_below_one_folder_are_pools_to_draw_from(tmp_path):
     assert [batch.index for batch in loader] == [0, 1, 2, 3]
 
 
+def test_a_set_that_has_a_copy_of_itself_inside_is_one_set(tmp_path):
+    (tmp_path / "sets").mkdir()
+    few_shot_fakes.write("meta-dataset", tmp_path / "sets" / "birds", "flat")
+    shutil.copytree(tmp_path / "sets" / "birds", tmp_path / "sets" / "birds" / "backup")
+    assert find_sources(tmp_path / "sets" / "birds") == []
+    assert [path.name for path in find_sources(tmp_path / "sets")] == ["birds"]
+
+
 def test_a_set_without_training_classes_has_an_empty_pool_and_says_so(tmp_path):
     spoil = lambda spec: spec | {"classes_per_split": {"TRAIN": 0, "VALID": 0, "TEST": 20}}  # noqa: E731
     splits = load(tmp_path, "flat", spoil)
@@ -228,6 +244,8 @@ def test_a_set_without_training_classes_has_an_empty_pool_and_says_so(tmp_path):
     assert "The set has no class for train." in splits.notes
     with pytest.raises(InvalidInput, match=r"number of classes \(0\)"):
         EpisodeSampler(splits.train)
+    with pytest.raises(DataError, match="The set has no training class, so there is nothing to learn as classes"):
+        classes_of_training(splits, seed=0)
 
 
 def test_other_numbers_of_images_than_specified_are_said(tmp_path):

@@ -30,9 +30,11 @@ def classes_of_training(splits: FewShotSplits, *, seed: int) -> Splits:
         seed: draws the validation part.
 
     Raises:
-        DataError: if a class has so few images that none is left to learn from.
+        DataError: if there is no training class, or one has so few images that none is left to learn from.
     """
     pool = splits.train
+    if not pool.num_classes:
+        raise DataError("The set has no training class, so there is nothing to learn as classes.")
     rest, test = hold_out(pool.target, HELD_OUT, generator=generator("test part"))
     kept, val = hold_out(pool.target[rest], HELD_OUT / (1 - HELD_OUT), generator=generator(seed, "validation"))
     note = (

@@ -17,7 +17,7 @@ from torchvision.transforms.v2 import functional as tv
 from setwise.data.few_shot.episodes import Episode, EpisodeSampler
 from setwise.data.few_shot.pool import Pool
 from setwise.data.few_shot.simclr import SimCLRTransform, simclr_episode
-from setwise.data.images import num_cores
+from setwise.data.images import AT_A_TIME, num_cores
 from setwise.data.loader import of_whole_batches
 from setwise.data.problems import settle
 from setwise.data.transforms import normalise
@@ -25,7 +25,7 @@ from setwise.errors import DataError, InvalidInput, choose
 from setwise.nn.gather import place
 from setwise.seeds import generator
 
-__all__ = ["EpisodeBatch", "EpisodeLoader", "EpisodeOrder", "Source", "make_episode_loader", "squash"]
+__all__ = ["EpisodeBatch", "EpisodeLoader", "EpisodeOrder", "Source", "make_episode_loader", "read_squashed", "squash"]
 
 Source = tuple[Pool, EpisodeSampler]
 """A pool and what draws from it."""
@@ -127,13 +127,10 @@ class Episodes(Dataset[Fetched]):
             episode = simclr_episode(episode)
         drawn = torch.cat([episode.support, episode.query])
         places, where = drawn.unique(return_inverse=True)
-        images = read(self.sources[source][0], places)
-        problems = tuple(str(image) for image in images if isinstance(image, DataError))
+        images, problems = read_squashed(self.sources[source][0], places, self.image_size)
         if problems:
             return Fetched(None, problems)
-        small = squash([image for image in images if isinstance(image, Tensor)], self.image_size)[
-            where
-        ]  # [S+Q, 3, h, w]
+        small = images[where]  # [S+Q, 3, h, w]
         support, query = small.split([len(episode.support), len(episode.query)])
         batch = EpisodeBatch(
             support=self._view(support, turn, "support", change=simclr),
@@ -172,9 +169,18 @@ class Episodes(Dataset[Fetched]):
         return views.sub_(mean).div_(std)
 
 
-def read(pool: Pool, places: Int64[Tensor, "n"]) -> list[Tensor | DataError]:
-    """The images at ``places``; what cannot be read comes as its error, which can leave a worker process."""
-    return list(pool.images.take(places))
+def read_squashed(
+    pool: Pool, places: Int64[Tensor, "n"], image_size: int
+) -> tuple[UInt8[Tensor, "b 3 h w"], tuple[str, ...]]:
+    """The images at ``places`` that can be read, as :func:`squash` makes them, and what is wrong with the others."""
+    small, problems = [torch.empty(0, 3, image_size, image_size, dtype=torch.uint8)], []
+    for few in places.split(AT_A_TIME):
+        for image in pool.images.take(few):
+            if isinstance(image, DataError):
+                problems.append(str(image))
+            else:
+                small.append(squash([image], image_size))
+    return torch.cat(small), tuple(problems)
 
 
 def squash(images: Sequence[UInt8[Tensor, "_ _ _"]], image_size: int) -> UInt8[Tensor, "b 3 h w"]:

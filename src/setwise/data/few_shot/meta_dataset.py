@@ -54,7 +54,7 @@ def load(*, root: str | None = None, seed: int, image_size: int | None = None, c
         DataError: if files are not what they should be.
     """
     folder = existing_root(root, data_set="meta-dataset")
-    if not (folder / SPECIFICATION).is_file() and (several := find_sources(folder)):
+    if several := find_sources(folder):
         listed = shorten([source.name for source in several], separator=", ")
         raise InvalidInput(
             f"{folder} holds {len(several)} data sets ({listed}): name one, --data.root {several[0]}, or read all with "
@@ -64,7 +64,9 @@ def load(*, root: str | None = None, seed: int, image_size: int | None = None, c
 
 
 def find_sources(root: Path) -> list[Path]:
-    """The folders below a root that hold a specification, in alphabetical order."""
+    """The folders below a root that hold a specification, in alphabetical order; none where the root has one itself."""
+    if (root / SPECIFICATION).is_file():
+        return []
     return sorted(file.parent for file in root.glob(f"*/{SPECIFICATION}"))
 
 

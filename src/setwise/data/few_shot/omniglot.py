@@ -91,13 +91,13 @@ def find_tree(root: Path, name: str) -> Tree:
 
 
 def by_folder_of(tree: Tree) -> dict[str, dict[str, list[str]]]:
-    """Drawings by alphabet and character; an archive holds them below a folder of its own name.
+    """Drawings by alphabet and character; an archive, and a folder it was unpacked to, may hold them below its name.
 
     Raises:
         DataError: if the folders are not those of Omniglot.
     """
     inside = f"{tree.place.stem}/"
-    prefix = inside if tree.place.is_file() and all(name.startswith(inside) for name in tree.names) else ""
+    prefix = inside if all(name.startswith(inside) for name in tree.names) else ""
     characters = by_folder([name.removeprefix(prefix) for name in tree.names], depth=2)
     if not characters:
         raise DataError(f"{tree.place} has no drawings in <alphabet>/<character>/.")

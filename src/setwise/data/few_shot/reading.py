@@ -15,7 +15,16 @@ from torch import Tensor
 from setwise.data.few_shot.loader import WAY_OUT, squash
 from setwise.data.few_shot.pool import FewShotSplits, Pool
 from setwise.data.few_shot.trees import Tree
-from setwise.data.images import MEMORY_BYTES, SAMPLED_SIZES, Cache, Images, ListedImages, StackedImages, num_cores
+from setwise.data.images import (
+    AT_A_TIME,
+    MEMORY_BYTES,
+    SAMPLED_SIZES,
+    Cache,
+    Images,
+    ListedImages,
+    StackedImages,
+    num_cores,
+)
 from setwise.data.problems import settle, shorten
 from setwise.errors import DataError, InvalidInput, MissingFile
 
@@ -117,12 +126,15 @@ def decoded(images: Images, *, image_size: int | None, grey: bool = False) -> St
     """
 
     def chunk(places: Tensor) -> list[Tensor | DataError]:
-        return [_ready(image, image_size, grey=grey) for image in images.take(places)]
+        few = places.split(AT_A_TIME)
+        return [_ready(image, image_size, grey=grey) for part in few for image in images.take(part)]
 
     with ThreadPoolExecutor(num_cores()) as pool:
         found = [image for part in pool.map(chunk, torch.arange(len(images)).split(CHUNK)) for image in part]
     settle([str(image) for image in found if isinstance(image, DataError)], on_error="raise", what="", way_out=WAY_OUT)
     tensors = [image for image in found if isinstance(image, Tensor)]
+    if len({len(image) for image in tensors}) > 1:  # a coloured one among grey ones
+        tensors = [image.expand(3, -1, -1) for image in tensors]
     one_size = len({image.shape for image in tensors}) == 1
     return StackedImages(torch.stack(tensors)) if one_size else ListedImages(tensors)
 

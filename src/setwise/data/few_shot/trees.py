@@ -61,7 +61,7 @@ def open_tree(place: Path) -> Tree:
             f"{place} has members that lead out of its folder ({shorten(outside, separator=', ')}): an archive of "
             "images has none, so do not trust it."
         )
-    return Tree(place, tuple(sorted(name for name in members if is_image(name) and not _hidden(name))))
+    return Tree(place, tuple(sorted({name for name in members if is_image(name) and not _hidden(name)})))
 
 
 def _hidden(name: str) -> bool:
