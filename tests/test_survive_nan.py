@@ -1,6 +1,7 @@
 """A NaN in training ends the run with a sentence, or costs one step."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -56,6 +57,13 @@ def test_a_nan_in_the_last_of_so_many_steps_is_said_before_anything_is_validated
     assert all(
         value.isfinite().all() for value in read_checkpoint(RunFolder(tmp_path / "run").best)["state_dict"].values()
     )
+
+
+def test_every_process_names_the_file_of_the_first():
+    guard = NoNumber("stop", Path("runs/.told/nan_batch.json"))
+    first = SimpleNamespace(broadcast=lambda mine: Path("runs/mine/nan_batch.json"))
+    guard.setup(SimpleNamespace(strategy=first), None, "fit")
+    assert guard.file == Path("runs/mine/nan_batch.json")
 
 
 def test_a_skipped_step_leaves_the_network_as_it_was_and_is_counted(tmp_path, nan_batches):

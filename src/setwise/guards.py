@@ -54,6 +54,10 @@ class NoNumber(Callback):
         self._kept: list[tuple[int, Tensor, Tensor | int]] = []
         self._buffers: list[Tensor] = []
 
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Name the folder that the first process has made, which others have only been told of."""
+        self.file = trainer.strategy.broadcast(self.file)
+
     def state_dict(self) -> dict[str, Any]:
         """Epoch and step of every update that was left out."""
         return {"skipped": self.skipped}
