@@ -2,6 +2,7 @@
 
 import csv
 import json
+import multiprocessing
 import re
 import shutil
 
@@ -167,6 +168,9 @@ def test_images_that_cannot_be_read_are_left_out_of_sets_trained_as_classes(tmp_
     with pytest.raises(DataError, match=broken.name):
         build_data(recipe)
     recipe = recipe.override({"data.on_error": "skip", "data.batch_size": 8, "data.num_workers": 0})
+    with pytest.raises(InvalidInput, match=r"add --data\.cache files"):
+        build_data(recipe)
+    recipe = recipe.override({"data.cache": "files"})
     splits = build_data(recipe)
     loaders = [build_loader(recipe, splits, part) for part in ("train", "val", "test")]
     for loader in loaders:
@@ -179,8 +183,13 @@ def test_readers_end_with_the_set_that_they_read(finished):
     recipe = yaml_file.read(folder.recipe).override({"data.cache": "files", "data.num_workers": 1})
     task, model = load_few_shot(folder, recipe)
     loaders = loaders_of(recipe, build_episode_data(recipe), "test", model)
+    (loader,) = loaders.values()
+    assert loader.num_workers == 1
+    before = set(multiprocessing.active_children())
+    next(iter(loader))
+    assert len(set(multiprocessing.active_children()) - before) == 1
     score_sets(task, loaders)
-    assert [loader._iterator for loader in loaders.values()] == [None]
+    assert set(multiprocessing.active_children()) == before
 
 
 class TestRank:

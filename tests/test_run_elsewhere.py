@@ -3,6 +3,7 @@
 import shutil
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 
 import fakes
 import few_shot_fakes
@@ -17,7 +18,10 @@ from setwise.build import build_data, build_loader, check_start
 from setwise.build.parts import make_backbone
 from setwise.checkpoints import OutOfReach, read_checkpoint
 from setwise.errors import InvalidInput, RunError
+from setwise.judge import judge
+from setwise.models import read_state
 from setwise.recipes import RECIPES
+from setwise.report import write_run_report
 from setwise.run_folder import RunFolder, claimed
 from setwise.work import for_evaluation, make_work, on_accelerator
 
@@ -175,3 +179,14 @@ def test_shares_that_may_become_unequal_are_not_gathered(tmp_path):
         make_work(in_files, lambda text: None)
     for harmless in (recipe, in_files.as_variant("plain"), in_files.override({"trainer.devices": 1})):
         make_work(harmless, lambda text: None)
+
+
+def test_the_home_folder_is_known_to_whatever_reads_a_run(finished, tmp_path, monkeypatch):
+    folder, _ = finished
+    monkeypatch.setenv("HOME", str(folder.path.parent))
+    name = f"~/{folder.path.name}"
+    assert write_run_report(Path(name)) == folder.path / "report.html"
+    assert read_state(f"{name}/weights.safetensors").keys() == load_file(folder.weights).keys()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(RunError, match=str(tmp_path)):
+        judge("~/comparison")

@@ -54,9 +54,17 @@ def test_a_nan_in_the_last_of_so_many_steps_is_said_before_anything_is_validated
     recipe = TINY.override({"trainer.max_steps": 7, "trainer.val_every": 1, "trainer.select": "best"})
     with pytest.raises(RunError, match="loss of epoch 1, step 2 is not a finite number"):
         fit(recipe, tmp_path / "run")
-    assert all(
-        value.isfinite().all() for value in read_checkpoint(RunFolder(tmp_path / "run").best)["state_dict"].values()
-    )
+
+
+def test_a_nan_before_another_callback_ends_an_epoch_is_not_saved(tmp_path, nan_batches):
+    class Enough(Callback):
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            if (trainer.current_epoch, batch_idx) == (1, 2):
+                trainer.should_stop = True
+
+    with pytest.raises(RunError, match="loss of epoch 1, step 2 is not a finite number"):
+        fit(TINY.override({"trainer.val_every": 4}), tmp_path / "run", callbacks=(Enough(),))
+    assert read_checkpoint(RunFolder(tmp_path / "run").last)["epoch"] == 0
 
 
 def test_every_process_names_the_file_of_the_first():
@@ -121,5 +129,5 @@ def test_the_losses_are_looked_at_once_an_epoch_of_up_to_fifty_steps(tmp_path, m
     looks, look = [], guards.NoNumber._look
     monkeypatch.setattr(guards.NoNumber, "_look", lambda self, t: looks.append(len(self._kept)) or look(self, t))
     fit(TINY, tmp_path / "run")
-    assert [number for number in looks if number] == [4] * 4
+    assert looks == [4, 0] * 4  # the second for callbacks that end an epoch
     assert guards.CHECK_EVERY == 50

@@ -109,7 +109,7 @@ def _some_of(splits: FewShotSplits, part: str, per_class: int, image_size: int, 
     pool: Pool = getattr(splits, part)
     order = torch.randperm(len(pool), generator=generator(seed, "collapse", part))
     taken = torch.cat([order[pool.target[order] == label][:per_class] for label in range(pool.num_classes)])
-    images, problems = read_squashed(pool, taken, image_size)
+    images, problems = read_squashed(pool.images, taken, image_size)
     if problems:
         raise DataError(f"{problems[0]}. Repair it or leave it out of the set.")
     return images, pool.target[taken]

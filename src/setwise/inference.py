@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from setwise.data import IMAGE_EXTENSIONS, Loader, Split, make_loader
-from setwise.data.few_shot.loader import squash
+from setwise.data.few_shot import read_squashed
 from setwise.data.folders import ClassFolders, is_image, require_images, scan, visible_files
 from setwise.data.images import ImageFiles, StackedImages, as_text, decode
 from setwise.data.problems import settle, shorten
@@ -152,10 +152,8 @@ def _predict_by_support(
     target = torch.tensor([label for label, images in enumerate(folders.values()) for _ in images])
 
     def images_of(files: Sequence[Path]) -> Tensor:
-        images = list(ImageFiles(files).take(torch.arange(len(files))))
-        problems = [str(image) for image in images if isinstance(image, DataError)]
+        square, problems = read_squashed(ImageFiles(files), torch.arange(len(files)), model.image_size)
         settle(problems, on_error="raise", what="images", way_out="Repair it or leave it out.")
-        square = squash([image for image in images if isinstance(image, Tensor)], model.image_size)
         return normalise(square, mean=model.mean, std=model.std).to(task.device)
 
     with _fitting(batch_size), on_accelerator(task, recipe):
@@ -200,7 +198,7 @@ def evaluate_folder(
     split = replace(_as_split(paths, model), target=target)
     batch_size, num_workers = for_evaluation(recipe).data.batch_size, recipe.data.num_workers
     loader = _loader(split, model, recipe, batch_size=batch_size, num_workers=num_workers)
-    with explained(recipe, Path(run)), on_accelerator(task, recipe):
+    with explained(recipe, RunFolder(run).path), on_accelerator(task, recipe):
         scores = scores_of(task, loader)
     metrics = task.metrics(scores["scores"], scores["target"], tau=model.tau) | task.further_metrics(scores)
     return metrics, class_table(task, model.class_names, scores, model.tau)

@@ -244,7 +244,7 @@ def evaluate(
     task, model = load_classification(folder, recipe)
     splits = build_data(recipe)
     model.check_classes(splits, path)
-    with explained(recipe, Path(path)), on_accelerator(task, recipe):
+    with explained(recipe, folder.path), on_accelerator(task, recipe):
         scores = scores_of(task, build_loader(for_evaluation(recipe), splits, part))
     return (
         task.metrics(scores["scores"], scores["target"], tau=model.tau) | task.further_metrics(scores),

@@ -140,11 +140,20 @@ def test_a_line_that_names_an_image_again_is_a_bad_one(tmp_path, line, other):
         Image.new("RGB", (4, 4)).save(tmp_path / name)
     (tmp_path / "train.txt").write_text(f"a.png 0\nb.png 1\n{line}\n")
     lists = {"train": tmp_path / "train.txt"}
-    with pytest.raises(DataError, match=f"line 3: .*a.png stands in line 1 already{other}"):
+    with pytest.raises(DataError, match=rf"line 3: .*a.png stands in line 1 already{other}\."):
         read_lists(lists, root=tmp_path, multi_label=False, on_error="raise")
     found, _, notes = read_lists(lists, root=tmp_path, multi_label=False, on_error="skip")
     assert [path.name for path in found["train"].paths] == ["a.png", "b.png"]
     assert "Skipped lines: 1" in notes[0]
+
+
+def test_a_line_with_an_unknown_label_does_not_cost_the_image_its_good_line(tmp_path):
+    options = fakes.write("image-list", tmp_path)
+    test = Path(options["test_list"])
+    image = test.read_text().splitlines()[0].split()[0]
+    test.write_text(f"{image} 99\n{test.read_text()}")
+    counts = [len(load(seed=0, on_error="skip", **options).test), len(test.read_text().splitlines()) - 1]
+    assert counts[0] == counts[1]
 
 
 def test_images_in_two_lists_are_told(tmp_path):

@@ -333,18 +333,29 @@ class Watched(ImageFiles):
         return super().take(places)
 
 
-@pytest.mark.parametrize(("transform", "most"), [("none", 8), ("random-resized-crop", 8), ("crop-flip", 20)])
-def test_photographs_in_files_are_brought_to_size_a_few_at_a_time(tmp_path, transform, most):
+@pytest.mark.parametrize(
+    ("transform", "views", "most"),
+    [
+        ("none", (), 8),
+        ("random-resized-crop", (), 8),
+        ("randaugment", ("simclr",), 8),
+        ("crop-flip", (), 8),
+        ("random-resized-crop", ("crop-flip",), 20),  # which draws for all of a batch together
+    ],
+)
+def test_photographs_in_files_are_brought_to_size_a_few_at_a_time(tmp_path, transform, views, most):
     split = in_files(tmp_path, broken=(3,), number=20)
     watched = Watched([Path(path) for path in split.images.paths])
     split = replace(split, images=watched, image_size=16)
-    options = {"transform": transform, "batch_size": 20, "on_error": "skip", "num_workers": 0}
+    options = {"transform": transform, "views": views, "batch_size": 20, "on_error": "skip", "num_workers": 0}
     loader = loader_of(split, **options)
     (few,) = loader
-    assert watched.most == most  # crop-flip draws for all of a batch together
-    loader.dataset._at_a_time = None
+    assert watched.most == most
+    loader.dataset._at_a_time, loader.dataset._fits = None, False
     (whole,) = loader
     assert torch.equal(few.image, whole.image)
     assert torch.equal(few.index, whole.index)
     assert torch.equal(few.target, whole.target)
     assert len(few.index) == 19
+    for one, other in zip(few.views if views else (), whole.views if views else (), strict=True):
+        assert torch.equal(one, other)

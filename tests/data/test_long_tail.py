@@ -60,5 +60,8 @@ def test_no_class_loses_its_last_image_when_images_have_several_labels(seed):
 
 
 def test_a_long_tail_that_no_classes_of_these_sizes_have_is_a_sentence():
-    with pytest.raises(InvalidInput, match=r"No long tail of `imbalance_factor` 100 fits classes of 5 to 1000 images"):
-        largest_long_tail([1000, 5, 5], imbalance_factor=100)
+    for factor in (49, 100, float("inf")):
+        with pytest.raises(
+            InvalidInput, match=rf"No long tail of `imbalance_factor` {factor} fits classes of 5 to 1000"
+        ):
+            largest_long_tail([1000, 5, 5], imbalance_factor=factor)

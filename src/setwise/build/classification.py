@@ -59,8 +59,11 @@ def build_data(recipe: Recipe) -> Splits:
     if name in FEW_SHOT:
         if recipe.select_on == "test":
             raise InvalidInput(f"`select_on` test is of sets with a test part of their own, and {name} is few-shot.")
-        if recipe.data.on_error == "skip":  # which only reading them file by file can
-            recipe = recipe.override({"data.cache": "files"})
+        if recipe.data.on_error == "skip" and recipe.data.cache != "files":
+            raise InvalidInput(
+                f"--data.on-error skip leaves images of {name} out as they are read from their files: add --data.cache "
+                "files."
+            )
         pools = load_data(recipe, name, FEW_SHOT[name].load, unused=SERVED_BY_THE_LOADER)
         return normalised(recipe, classes_of_training(pools, seed=recipe.seed))
     splits = normalised(recipe, load_data(recipe, name, DATASETS[name].load, unused=SERVED_BY_THE_LOADER))

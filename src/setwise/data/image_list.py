@@ -123,10 +123,11 @@ def read_lists(
     lists = {part: read_list(file, multi_label=multi_label) for part, file in files.items()}
     for found in lists.values():
         keep_inside(found, root)
-        keep_once(found)
+    keep_once(lists["train"])
     num_classes = 1 + max((label for image in lists["train"].images for label in image.labels), default=-1)
     for found in lists.values():
         keep_known(found, num_classes)
+        keep_once(found)  # of lines that are known: a bad one does not take the place of a good one
     problems = [problem for found in lists.values() for problem in found.problems]
     notes = settle(problems, on_error=on_error, what="lines")
     require_every_class(lists["train"], num_classes)

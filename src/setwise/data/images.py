@@ -64,7 +64,8 @@ def decode(path: str | os.PathLike[str]) -> UInt8[Tensor, "3 h w"]:
 
 
 AT_A_TIME = 8
-"""Images that are held as large as they were stored, before they are brought to size: photographs take 36 MB each."""
+"""Images that a thread or process holds as large as they were stored, before they are brought to size: photographs take
+36 MB each."""
 
 
 def as_text(name: object) -> str:

@@ -20,7 +20,7 @@ from setwise.data.mix import make_mix
 from setwise.data.order import Draw, EpochSampler
 from setwise.data.problems import WAY_OUT, OnError, settle
 from setwise.data.samplers import draw_epoch
-from setwise.data.transforms import TRANSFORMS, Transform, normalise
+from setwise.data.transforms import TRANSFORMS, Transform, fit_image, normalise
 from setwise.errors import DataError, InvalidInput, choose
 from setwise.seeds import generator, key
 
@@ -51,14 +51,17 @@ class BatchedSplit(Dataset[Fetched]):
         on_error: OnError,
         way_out: str,
     ) -> None:
-        self.split, self.transform, self.views, self.mean, self.std = split, transform, views, mean, std
+        self.split, self.transform, self.mean, self.std = split, transform, mean, std
         self.seed, self.mix, self.on_error, self.way_out = seed, mix, on_error, way_out
         self.skipped: dict[str, None] = {}  # an ordered set, filled in the main process
         self.changes = (transform, *views)
-        # Photographs in files are brought to size a few at a time, but where a step needs all of a batch.
+        # Photographs in files are brought to size a few at a time: as they are read, or by what chooses a part of each,
+        # unless another view needs all of a batch together.
         large = not split.images.in_memory and split.image_size is not None
+        crops = any(change.chooses_crop for change in self.changes)
         alone = all(change.batched is None for change in self.changes)
-        self._at_a_time = AT_A_TIME if large and alone else None
+        self._fits = large and not crops
+        self._at_a_time = AT_A_TIME if large and crops and alone else None
 
     def __getitem__(self, draw: Draw) -> Fetched:
         found: list[list[Tensor]] = []
@@ -81,7 +84,8 @@ class BatchedSplit(Dataset[Fetched]):
     def _batch(self, draw: Draw, index: Tensor, found: list[list[Tensor]], problems: tuple[str, ...]) -> Fetched:
         if not found:
             return Fetched(None, problems)
-        image, *views = found[0] if len(found) == 1 else (torch.cat(parts) for parts in zip(*found, strict=True))
+        together = found[0] if len(found) == 1 else (torch.cat(parts) for parts in zip(*found, strict=True))
+        image, *views = (normalise(seen, mean=self.mean, std=self.std) for seen in together)
         target = self.split.target[index]
         if views:
             return Fetched(BatchOfViews(image, target, index, tuple(views)), problems)
@@ -92,8 +96,8 @@ class BatchedSplit(Dataset[Fetched]):
         return Fetched(Batch(image, target, index), problems)
 
     def augmented(self, images: Tensor | list[Tensor], draw: Draw, *, change: Transform, view: int) -> Tensor:
-        """One view of the images of a batch, normalised."""
-        changed = change(
+        """One view of the images of a batch."""
+        return change(
             images,
             image_size=self.split.image_size,
             seed=self.seed,
@@ -103,16 +107,21 @@ class BatchedSplit(Dataset[Fetched]):
             turns=draw.turns,
             view=view,
         )
-        return normalise(changed, mean=self.mean, std=self.std)
 
     def read(self, indices: Tensor) -> tuple[Tensor | list[Tensor], Tensor, tuple[str, ...]]:
         """The images that can be read, which they are ``[b]``, and what is wrong with the others."""
-        images = self.split.images.take(indices)
+        images = self._taken(indices)
         if isinstance(images, Tensor):
             return images, torch.ones(len(images), dtype=torch.bool), ()
         good = torch.tensor([isinstance(image, Tensor) for image in images], dtype=torch.bool)
         problems = tuple(str(image) for image in images if isinstance(image, DataError))
         return [image for image in images if isinstance(image, Tensor)], good, problems
+
+    def _taken(self, indices: Tensor) -> Tensor | Sequence[Tensor | DataError]:
+        if not self._fits:
+            return self.split.images.take(indices)
+        few = (image for part in indices.split(AT_A_TIME) for image in self.split.images.take(part))
+        return [image if isinstance(image, DataError) else fit_image(image, self.split.image_size) for image in few]
 
 
 class Loader(DataLoader[Any]):

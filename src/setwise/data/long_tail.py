@@ -1,6 +1,5 @@
 """Class counts: the exponential long tail, and parts that are held out class by class."""
 
-import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -51,7 +50,9 @@ def largest_long_tail(counts: Sequence[int], *, imbalance_factor: float) -> list
     [25, 100, 50]
     """
     order = sorted(range(len(counts)), key=lambda label: -counts[label])  # stable: equal classes stay in label order
-    for n_max in range(counts[order[0]], math.ceil(imbalance_factor) - 1, -1):
+    for n_max in range(counts[order[0]], 0, -1):
+        if int(n_max * (1 / imbalance_factor)) < 1:  # as the smallest class below; 49 * (1 / 49) is less than 1
+            break
         tail = exponential_counts(n_max, num_classes=len(counts), imbalance_factor=imbalance_factor)
         if all(size <= counts[label] for size, label in zip(tail, order, strict=True)):
             sizes = dict(zip(order, tail, strict=True))

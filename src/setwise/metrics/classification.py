@@ -65,7 +65,7 @@ def classification_metrics(
     _check(scores, target)
     accuracies = per_class_accuracy(scores, target)
     metrics = {
-        "accuracy": (scores.argmax(1) == target).double().mean().item(),
+        "accuracy": (scores.argmax(1) == target).cpu().double().mean().item(),
         "balanced_accuracy": accuracies.nanmean().item(),
     }
     return metrics | _by_group(accuracies, groups) | {"ece": _calibration_error(scores, target)}

@@ -185,7 +185,7 @@ class _Totals:
         self.pairs.index_add_(0, cells, torch.ones(len(cells), dtype=torch.float64))
         self.batches += 1
         if maps:
-            mean = torch.stack([map_.cpu().double().mean(0)[:, :size] for map_ in maps]).mean(0)  # [B, B]
+            mean = torch.stack([map_[..., :size].cpu().double().mean(0) for map_ in maps]).mean(0)  # [B, B]
             self.attention.index_add_(0, cells, ((mean + mean.T) / 2).flatten())
             self.uniform.append(1 / maps[0].shape[2])
 

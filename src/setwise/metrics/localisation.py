@@ -72,8 +72,8 @@ def energy_inside(map_: Float[Tensor, "H W"], inside: Bool[Tensor, "H W"]) -> fl
     _check(map_, inside)
     if bool((map_ < 0).any()):
         raise InvalidInput("`map_` must not be negative, for a share of its mass would mean nothing: clamp it at 0.")
-    total = map_.double().sum()
-    return float(map_.double()[inside].sum() / total)
+    map_ = map_.cpu().double()  # Apple's GPUs have no float64
+    return float(map_[inside.cpu()].sum() / map_.sum())
 
 
 def points_inside(map_: Float[Tensor, "H W"], inside: Bool[Tensor, "H W"], *, tolerance: int = 0) -> float:
@@ -99,7 +99,7 @@ def points_inside(map_: Float[Tensor, "H W"], inside: Bool[Tensor, "H W"], *, to
     _check(map_, inside)
     if tolerance < 0:
         raise InvalidInput(f"`tolerance` must be 0 or more pixels, but it is {tolerance}.")
-    return float(_grown(inside, tolerance)[map_ == map_.max()].double().mean())
+    return float(_grown(inside, tolerance)[map_ == map_.max()].cpu().double().mean())
 
 
 def _grown(inside: Tensor, radius: int) -> Tensor:

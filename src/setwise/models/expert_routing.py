@@ -30,7 +30,7 @@ class Routed(NamedTuple):
     @property
     def mean_used(self) -> float:
         """Mean number of experts that were used, the cost that is reported beside accuracy."""
-        return float(self.used.double().mean())
+        return float(self.used.cpu().double().mean())
 
 
 def route(logits: Float[Tensor, "B E K"], scores: Float[Tensor, "B steps"]) -> Routed:

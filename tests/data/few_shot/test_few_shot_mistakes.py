@@ -268,5 +268,5 @@ def test_few_photographs_are_held_as_large_as_they_are(tmp_path, monkeypatch):
     monkeypatch.setattr(ImageFiles, "take", lambda self, places: taken.append(len(places)) or take(self, places))
     for cache in ("memory", "files"):
         pool = load("class-folders", tmp_path / cache, cache=cache, image_size=8).train
-        read_squashed(pool, torch.arange(len(pool)), 8)
+        read_squashed(pool.images, torch.arange(len(pool)), 8)
     assert max(taken) == 8

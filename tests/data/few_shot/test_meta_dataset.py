@@ -284,7 +284,7 @@ def test_the_missing_file_of_a_class_is_named(tmp_path):
     (tmp_path / "7.tfrecords").unlink()
     with pytest.raises(MissingFile, match=r"7.tfrecords is missing"):
         FEW_SHOT["meta-dataset"].load(seed=0, root=str(tmp_path))
-    with pytest.raises(DataError, match=r"has no folder with a dataset_spec\.json"):
+    with pytest.raises(DataError, match=r"is one data set itself"):
         load_sources(str(tmp_path))
 
 

@@ -5,7 +5,7 @@ from setwise.data.few_shot.class_graph import ClassGraph
 from setwise.data.few_shot.classification import classes_of_training, one_size
 from setwise.data.few_shot.csv_lists import MINIIMAGENET, TINYIMAGENET_FEW_SHOT
 from setwise.data.few_shot.episodes import Episode, EpisodeSampler
-from setwise.data.few_shot.loader import EpisodeBatch, EpisodeLoader, make_episode_loader, read_squashed, squash
+from setwise.data.few_shot.loader import EpisodeBatch, EpisodeLoader, make_episode_loader, read_squashed
 from setwise.data.few_shot.meta_dataset import META_DATASET, find_sources, load_sources
 from setwise.data.few_shot.omniglot import OMNIGLOT
 from setwise.data.few_shot.pool import FewShotSet, FewShotSplits, Pool
@@ -30,7 +30,6 @@ __all__ = [
     "one_size",
     "read_squashed",
     "simclr_episode",
-    "squash",
 ]
 
 FEW_SHOT: dict[str, FewShotSet] = {

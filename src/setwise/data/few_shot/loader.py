@@ -17,7 +17,7 @@ from torchvision.transforms.v2 import functional as tv
 from setwise.data.few_shot.episodes import Episode, EpisodeSampler
 from setwise.data.few_shot.pool import Pool
 from setwise.data.few_shot.simclr import SimCLRTransform, simclr_episode
-from setwise.data.images import AT_A_TIME, num_cores
+from setwise.data.images import AT_A_TIME, Images, num_cores
 from setwise.data.loader import of_whole_batches
 from setwise.data.problems import settle
 from setwise.data.transforms import normalise
@@ -127,7 +127,7 @@ class Episodes(Dataset[Fetched]):
             episode = simclr_episode(episode)
         drawn = torch.cat([episode.support, episode.query])
         places, where = drawn.unique(return_inverse=True)
-        images, problems = read_squashed(self.sources[source][0], places, self.image_size)
+        images, problems = read_squashed(self.sources[source][0].images, places, self.image_size)
         if problems:
             return Fetched(None, problems)
         small = images[where]  # [S+Q, 3, h, w]
@@ -170,17 +170,16 @@ class Episodes(Dataset[Fetched]):
 
 
 def read_squashed(
-    pool: Pool, places: Int64[Tensor, "n"], image_size: int
+    images: Images, places: Int64[Tensor, "n"], image_size: int
 ) -> tuple[UInt8[Tensor, "b 3 h w"], tuple[str, ...]]:
     """The images at ``places`` that can be read, as :func:`squash` makes them, and what is wrong with the others."""
-    small, problems = [torch.empty(0, 3, image_size, image_size, dtype=torch.uint8)], []
-    for few in places.split(AT_A_TIME):
-        for image in pool.images.take(few):
-            if isinstance(image, DataError):
-                problems.append(str(image))
-            else:
-                small.append(squash([image], image_size))
-    return torch.cat(small), tuple(problems)
+    small, problems = [torch.empty(0, 3, image_size, image_size, dtype=torch.uint8)], list[str]()
+    for few in places.split(max(1, len(places)) if images.in_memory else AT_A_TIME):
+        taken = list(images.take(few))
+        problems += [str(image) for image in taken if isinstance(image, DataError)]
+        if good := [image for image in taken if isinstance(image, Tensor)]:
+            small.append(squash(good, image_size))
+    return small[1] if len(small) == 2 else torch.cat(small), tuple(problems)
 
 
 def squash(images: Sequence[UInt8[Tensor, "_ _ _"]], image_size: int) -> UInt8[Tensor, "b 3 h w"]:

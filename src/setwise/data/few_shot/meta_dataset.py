@@ -82,6 +82,8 @@ def load_sources(root: str, *, image_size: int | None = None, cache: Cache = "au
     """
     folder = existing_root(root, data_set="meta-dataset")
     sources = find_sources(folder)
+    if (folder / SPECIFICATION).is_file():
+        raise DataError(f"{folder} is one data set itself: FEW_SHOT['meta-dataset'].load reads it.")
     if not sources:
         raise DataError(f"{folder} has no folder with a {SPECIFICATION}.")
     return {source.name: load_source(source, image_size=image_size, cache=cache) for source in sources}

@@ -34,7 +34,7 @@ PARTS: Mapping[str, tuple[str, ...]] = {"train": ("train",), "val": ("val", "val
 """What a part is called in lists and folders."""
 
 CHUNK = 256
-"""Images that a thread decodes before they are brought to their size."""
+"""Images that a thread is given at a time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +114,8 @@ def _num_bytes(images: Mapping[str, Images], image_size: int | None, *, grey: bo
     sizes = []
     for part in images.values():
         places = np.linspace(0, len(part) - 1, min(len(part), SAMPLED_SIZES)).astype(int)
-        sizes += [image.numel() for image in part.take(torch.from_numpy(places)) if isinstance(image, Tensor)]
+        for few in torch.from_numpy(places).split(AT_A_TIME):
+            sizes += [image.numel() for image in part.take(few) if isinstance(image, Tensor)]
     return number * float(np.mean(sizes or [0])) / (3 if grey else 1)
 
 
