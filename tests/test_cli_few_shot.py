@@ -168,10 +168,10 @@ def test_images_that_cannot_be_read_are_left_out_of_sets_trained_as_classes(tmp_
     with pytest.raises(DataError, match=broken.name):
         build_data(recipe)
     recipe = recipe.override({"data.on_error": "skip", "data.batch_size": 8, "data.num_workers": 0})
-    with pytest.raises(InvalidInput, match=r"add --data\.cache files"):
-        build_data(recipe)
-    recipe = recipe.override({"data.cache": "files"})
+    with pytest.raises(InvalidInput, match=r"which --data\.cache memory forbids"):
+        build_data(recipe.override({"data.cache": "memory"}))
     splits = build_data(recipe)
+    assert splits.notes[-1].startswith("Images stay in their files")
     loaders = [build_loader(recipe, splits, part) for part in ("train", "val", "test")]
     for loader in loaders:
         list(loader)
@@ -189,7 +189,7 @@ def test_readers_end_with_the_set_that_they_read(finished):
     next(iter(loader))
     assert len(set(multiprocessing.active_children()) - before) == 1
     score_sets(task, loaders)
-    assert set(multiprocessing.active_children()) == before
+    assert set(multiprocessing.active_children()) <= before
 
 
 class TestRank:

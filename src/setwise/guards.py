@@ -115,8 +115,13 @@ class NoNumber(Callback):
             if (batch_idx + 1) % CHECK_EVERY == 0 or trainer.is_last_batch or trainer.should_stop:
                 self._look(trainer)
 
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Look at what is left where a callback behind this one ended an epoch, before it is validated."""
+        if self.action == "stop":
+            self._look(trainer)
+
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Look at what is left where a callback behind this one ended an epoch."""
+        """The same where the epoch is not validated, before it is saved."""
         if self.action == "stop":
             self._look(trainer)
 

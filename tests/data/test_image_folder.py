@@ -209,6 +209,8 @@ def test_images_of_several_sizes_need_an_image_size(tmp_path, cache):
         ({"val_fraction": 0.9}, InvalidInput, r"`val_fraction` \(0.9\) must be below 0.8"),
         ({"val_fraction": -0.5}, InvalidInput, "`val_fraction`"),
         ({"imbalance_factor": 0.1}, InvalidInput, "`imbalance_factor`"),
+        ({"imbalance_factor": 0.0}, InvalidInput, r"`imbalance_factor` \(0\) must be 1"),
+        ({"imbalance_factor": -5.0}, InvalidInput, r"`imbalance_factor` \(-5\) must be 1"),
     ],
 )
 def test_wrong_options_are_refused(tmp_path, options, error, message):

@@ -59,18 +59,28 @@ def build_data(recipe: Recipe) -> Splits:
     if name in FEW_SHOT:
         if recipe.select_on == "test":
             raise InvalidInput(f"`select_on` test is of sets with a test part of their own, and {name} is few-shot.")
-        if recipe.data.on_error == "skip" and recipe.data.cache != "files":
-            raise InvalidInput(
-                f"--data.on-error skip leaves images of {name} out as they are read from their files: add --data.cache "
-                "files."
-            )
-        pools = load_data(recipe, name, FEW_SHOT[name].load, unused=SERVED_BY_THE_LOADER)
-        return normalised(recipe, classes_of_training(pools, seed=recipe.seed))
+        return _of_few_shot(recipe, name)
     splits = normalised(recipe, load_data(recipe, name, DATASETS[name].load, unused=SERVED_BY_THE_LOADER))
     if recipe.select_on == "val":
         return splits
     note = "The test part selects (select_on): nothing is held out of train, and validation is the test part."
     return replace(splits, val=splits.test, val_from_train=False, val_by_seed=False, notes=(*splits.notes, note))
+
+
+def _of_few_shot(recipe: Recipe, name: str) -> Splits:
+    """The training classes; images that cannot be read are left out as they are read from their files."""
+    skips = recipe.data.on_error == "skip"
+    if skips and recipe.data.cache == "memory":
+        raise InvalidInput(
+            f"--data.on-error skip leaves images of {name} out as they are read from their files, which --data.cache "
+            "memory forbids: leave out one of them."
+        )
+    if skips:
+        recipe = recipe.override({"data.cache": "files"})
+    pools = load_data(recipe, name, FEW_SHOT[name].load, unused=SERVED_BY_THE_LOADER)
+    splits = normalised(recipe, classes_of_training(pools, seed=recipe.seed))
+    note = "Images stay in their files, so that those that cannot be read are left out (on_error skip)."
+    return replace(splits, notes=(*splits.notes, note)) if skips else splits
 
 
 def build_loader(recipe: Recipe, splits: Splits, part: str, *, mixed: bool = False) -> Loader:

@@ -64,8 +64,8 @@ def decode(path: str | os.PathLike[str]) -> UInt8[Tensor, "3 h w"]:
 
 
 AT_A_TIME = 8
-"""Images that a thread or process holds as large as they were stored, before they are brought to size: photographs take
-36 MB each."""
+"""Images that a thread or process holds as large as they were stored, where they are brought to size a few at a time:
+photographs take 36 MB each."""
 
 
 def as_text(name: object) -> str:

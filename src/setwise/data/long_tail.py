@@ -31,16 +31,20 @@ def exponential_counts(
     >>> exponential_counts(5000, num_classes=10, imbalance_factor=100.0)
     [5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50]
     """
-    if imbalance_factor < 1:
-        raise InvalidInput(f"`imbalance_factor` ({imbalance_factor:g}) must be 1 (balanced) or larger.")
+    _check_factor(imbalance_factor)
     falls = [rank / max(num_classes - 1, 1) for rank in range(num_classes)]
     counts = [rounding(n_max * (1 / imbalance_factor) ** fall) for fall in falls]
     if counts[-1] < 1:
         raise InvalidInput(
             f"`imbalance_factor` ({imbalance_factor:g}) leaves the smallest class without an image; with {n_max} "
-            f"images in the largest it can be at most {n_max}."
+            f"images in the largest it must be below {n_max}."
         )
     return counts
+
+
+def _check_factor(imbalance_factor: float) -> None:
+    if not imbalance_factor >= 1:
+        raise InvalidInput(f"`imbalance_factor` ({imbalance_factor:g}) must be 1 (balanced) or larger.")
 
 
 def largest_long_tail(counts: Sequence[int], *, imbalance_factor: float) -> list[int]:
@@ -49,6 +53,7 @@ def largest_long_tail(counts: Sequence[int], *, imbalance_factor: float) -> list
     >>> largest_long_tail([40, 100, 100], imbalance_factor=4.0)
     [25, 100, 50]
     """
+    _check_factor(imbalance_factor)
     order = sorted(range(len(counts)), key=lambda label: -counts[label])  # stable: equal classes stay in label order
     for n_max in range(counts[order[0]], 0, -1):
         if int(n_max * (1 / imbalance_factor)) < 1:  # as the smallest class below; 49 * (1 / 49) is less than 1

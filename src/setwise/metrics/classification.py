@@ -63,9 +63,10 @@ def classification_metrics(
     {'accuracy': 0.5, 'balanced_accuracy': 0.3333, 'many': 0.6667, 'few': 0.0, 'ece': 0.3835}
     """
     _check(scores, target)
+    scores, target = scores.cpu(), target.cpu()  # Apple's GPUs have no float64
     accuracies = per_class_accuracy(scores, target)
     metrics = {
-        "accuracy": (scores.argmax(1) == target).cpu().double().mean().item(),
+        "accuracy": (scores.argmax(1) == target).double().mean().item(),
         "balanced_accuracy": accuracies.nanmean().item(),
     }
     return metrics | _by_group(accuracies, groups) | {"ece": _calibration_error(scores, target)}

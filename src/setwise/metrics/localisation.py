@@ -99,7 +99,8 @@ def points_inside(map_: Float[Tensor, "H W"], inside: Bool[Tensor, "H W"], *, to
     _check(map_, inside)
     if tolerance < 0:
         raise InvalidInput(f"`tolerance` must be 0 or more pixels, but it is {tolerance}.")
-    return float(_grown(inside, tolerance)[map_ == map_.max()].cpu().double().mean())
+    map_, inside = map_.cpu(), inside.cpu()  # Apple's GPUs have no float64
+    return float(_grown(inside, tolerance)[map_ == map_.max()].double().mean())
 
 
 def _grown(inside: Tensor, radius: int) -> Tensor:

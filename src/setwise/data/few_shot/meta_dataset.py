@@ -78,7 +78,7 @@ def load_sources(root: str, *, image_size: int | None = None, cache: Cache = "au
 
     Raises:
         MissingFile: if there is no such folder, or a file of a set is missing.
-        DataError: if there is no set, or files are not what they should be.
+        DataError: if there is no set or the folder is one itself, or files are not what they should be.
     """
     folder = existing_root(root, data_set="meta-dataset")
     sources = find_sources(folder)
