@@ -112,16 +112,16 @@ class NoNumber(Callback):
             self._take_back(trainer, pl_module)
         if self.action == "stop":
             self._kept.append((batch_idx, outputs["loss"], batch.index))
-            if (batch_idx + 1) % CHECK_EVERY == 0 or trainer.is_last_batch or trainer.should_stop:
+            if (batch_idx + 1) % CHECK_EVERY == 0:
                 self._look(trainer)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Look at what is left where a callback behind this one ended an epoch, before it is validated."""
+        """Look at what is left before it is validated, however the epoch ended."""
         if self.action == "stop":
             self._look(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """The same where the epoch is not validated, before it is saved."""
+        """Look at what is left of an epoch that was not validated, before it is saved."""
         if self.action == "stop":
             self._look(trainer)
 

@@ -113,8 +113,9 @@ def _callbacks(recipe: Recipe, folder: RunFolder, *, shown: bool) -> list[Callba
     part = recipe.trainer
     mode = "min" if lower_is_better(recipe.primary) else "max"
     watch: dict[str, Any] = {"monitor": f"val/{recipe.primary}", "mode": mode}
-    made: list[Callback] = [] if part.max_steps is None else [LastStep(part.max_steps)]
-    made.append(NoNumber(part.on_nan, folder.nan_batch))  # looks at the losses before the last step is validated
+    made: list[Callback] = [NoNumber(part.on_nan, folder.nan_batch)]
+    if part.max_steps is not None:
+        made.append(LastStep(part.max_steps))
     if part.ema is not None:
         if not 0 <= part.ema < 1:
             raise InvalidInput(f"`trainer.ema` ({part.ema:g}) must be at least 0 and below 1; None switches it off.")

@@ -76,13 +76,8 @@ def check_numbers(recipe: Recipe) -> None:
     at_least |= {"trainer.max_steps": 1, "trainer.devices": 1, "trainer.num_nodes": 1, "num_seeds": 1}
     at_least |= {"relation.related_weight": 0, "relation.memory": 0, "relation.num_inducing": 1}
     at_least |= {"relation.official_replicas": 1, "optimizer.lr": 0}
-    at_least |= {
-        "data.num_workers": 0,
-        "data.batch_size": 1,
-        "data.micro_batch": 1,
-        "optimizer.every": 1,
-        "optimizer.warmup_epochs": 0,
-    }
+    at_least |= {"data.num_workers": 0, "data.batch_size": 1, "data.micro_batch": 1}
+    at_least |= {"optimizer.every": 1, "optimizer.warmup_epochs": 0}
     for path, smallest in at_least.items():
         group, _, name = path.rpartition(".")
         value = getattr(getattr(recipe, group) if group else recipe, name)

@@ -187,7 +187,11 @@ def _class_names(file: Path, cifar: Cifar) -> tuple[str, ...]:
     try:
         return tuple(read_pickle(file)[cifar.class_names_key])
     except (KeyError, TypeError) as error:
-        raise DataError(f"{file} is no official file of {cifar.name} ({error!r}).") from error
+        raise _not_official(file, cifar, error) from error
+
+
+def _not_official(file: Path, cifar: Cifar, error: Exception) -> DataError:
+    return DataError(f"{file} is no official file of {cifar.name} ({error!r}).")
 
 
 def read_part(cifar: Cifar, folder: Path, files: tuple[str, ...]) -> tuple[Tensor, Tensor, list[str]]:
@@ -201,7 +205,7 @@ def read_part(cifar: Cifar, folder: Path, files: tuple[str, ...]) -> tuple[Tenso
             target.append(torch.tensor(content[cifar.label_key], dtype=torch.long))
             names += [f"{file}/{name}" for name in content["filenames"]]
         except (KeyError, ValueError, TypeError) as error:
-            raise DataError(f"{folder / file} is no official file of {cifar.name} ({error!r}).") from error
+            raise _not_official(folder / file, cifar, error) from error
     return torch.cat(images), torch.cat(target), names
 
 

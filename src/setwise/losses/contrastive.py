@@ -105,23 +105,32 @@ def parametric_contrastive(
     >>> parametric_contrastive(torch.zeros(1, 2), unit, unit, label, label, **options).shape
     torch.Size([1])
     """
-    _check_above_zero(temperature=temperature, prior_temperature=prior_temperature, beta=beta)
-    _check_weights(alpha=alpha, gamma=gamma)
+    _check_factors(temperature=temperature, prior_temperature=prior_temperature, beta=beta, alpha=alpha, gamma=gamma)
     _check_rows(class_logits, query, others, target, others_target, counts)
     query, features = full(query), torch.cat([full(query), full(others.detach())])
-    log_prior = (counts / counts.sum() + PRIOR_FLOOR).log().to(class_logits.device)
-    centres = (full(class_logits) + log_prior) / prior_temperature  # [N, K]
+    centres = _with_prior(class_logits, counts) / prior_temperature  # [N, K]
     contrast = query @ features.T / temperature  # [N, N + M]
     itself = _itself(contrast)
     same = (target[:, None] == torch.cat([target, others_target])) & ~itself
     weights = torch.cat([beta * F.one_hot(target, len(counts)), alpha * same], 1).to(contrast.dtype)
+    return -(weights * _log_shares(centres, contrast, itself, gamma)).sum(1) / weights.sum(1)
+
+
+def _with_prior(class_logits: Tensor, counts: Tensor) -> Float[Tensor, "n k"]:
+    """Scores at least in float32, and the logarithm of each class's share of the training images."""
+    return full(class_logits) + (counts / counts.sum() + PRIOR_FLOOR).log().to(class_logits.device)
+
+
+def _log_shares(centres: Tensor, contrast: Tensor, itself: Tensor, gamma: float) -> Float[Tensor, "n every"]:
+    """Log-probabilities of centres and features ``[N, K + N + M]``; below the line features count ``gamma`` times."""
     counted = (contrast + torch.tensor(gamma).log().to(contrast)).masked_fill(itself, -torch.inf)
-    together = torch.cat([centres, counted], 1).logsumexp(1, keepdim=True)  # what counts in the denominator
-    log_p = torch.cat([centres, contrast], 1) - together
-    return -(weights * log_p).sum(1) / weights.sum(1)
+    together = torch.cat([centres, counted], 1).logsumexp(1, keepdim=True)
+    return torch.cat([centres, contrast], 1) - together
 
 
-def _check_weights(*, alpha: float, gamma: float) -> None:
+def _check_factors(*, alpha: float, gamma: float, **above_zero: float) -> None:
+    """Refuse negative weights, and temperatures or a weight of the centre that are not above 0."""
+    _check_above_zero(**above_zero)
     if alpha < 0 or gamma < 0:
         raise InvalidInput(f"`alpha` ({alpha}) and `gamma` ({gamma}) are weights and must be 0 or more.")
 
